@@ -1,0 +1,155 @@
+"""Which hyperparameters hold for which parameter: patterns on paths, inheritance, schedules, and changes during a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from fastopt.errors import ConfigError, listing
+from fastopt.rule import REQUIRED, Domain, Hyper, Rule
+
+Setting = float | bool | Callable[[int], float]
+MAXIMIZE = Hyper("maximize", False, Domain())  # every rule has it: the sign of the gradient, a column of the kernel
+
+
+@dataclass(frozen=True, init=False, eq=False)
+class Group:
+    """Hyperparameters for the parameters whose path matches `pattern` (`*`, `?`, `[...]`); the first match wins.
+
+    What a group does not give, it inherits from the optimizer. `frozen=True` leaves its parameters, and their state,
+    out of every step. Paths are keys and positions joined by dots: "layers.0.bias".
+    """
+
+    pattern: str
+    frozen: bool
+    hyper: Mapping[str, Any]
+
+    def __init__(self, pattern: str, *, frozen: bool = False, **hyper: Any):
+        if not isinstance(pattern, str) or not pattern:
+            raise ConfigError(f"Group: `pattern` is {pattern!r}; expected a path pattern such as '*.bias'.")
+        if not isinstance(frozen, bool):
+            raise ConfigError(f"Group({pattern!r}): `frozen` is {frozen!r}; expected True or False.")
+        object.__setattr__(self, "pattern", pattern)
+        object.__setattr__(self, "frozen", frozen)
+        object.__setattr__(self, "hyper", hyper)
+
+    def __repr__(self) -> str:
+        given = {**({"frozen": True} if self.frozen else {}), **self.hyper}
+        return f"Group({', '.join([repr(self.pattern), *(f'{k}={v!r}' for k, v in given.items())])})"
+
+
+class Settings:
+    """The hyperparameters of an optimizer: one row per group, the last for parameters that match none.
+
+    `own[k]` holds what row k says itself; `value` adds inheritance. Numbers are checked when they are set, schedules
+    when they are called.
+    """
+
+    def __init__(
+        self, rule: Rule, given: Mapping[str, Any], groups: Iterable[Group], names: Sequence[str], dtypes: Sequence[np.dtype]
+    ):
+        groups = tuple(groups)
+        if bad := [g for g in groups if not isinstance(g, Group)]:
+            raise ConfigError(f"groups: {bad[0]!r} is a {type(bad[0]).__name__}; expected fastopt.Group(pattern, ...).")
+        self.rule = rule
+        self.schema: dict[str, Hyper] = {**rule.schema, "maximize": MAXIMIZE}
+        self.patterns = (*(g.pattern for g in groups), "*")
+        if twice := [p for k, p in enumerate(self.patterns) if p in self.patterns[:k]]:
+            raise ConfigError(f"groups: the pattern {twice[0]!r} is given twice (`*` is the optimizer itself).")
+        self.frozen = (*(g.frozen for g in groups), False)
+        self.of = [next(k for k, p in enumerate(self.patterns) if fnmatchcase(n, p)) for n in names]
+        self.names = tuple(names)
+        for k, pattern in enumerate(self.patterns[:-1]):
+            if k not in self.of:
+                matched = any(fnmatchcase(n, pattern) for n in names)
+                why = "an earlier group takes all it matches" if matched else f"the parameters are {listing(names)}"
+                raise ConfigError(f"groups: nothing is left for the pattern {pattern!r}; {why}.")
+        self.dtype = [min((d for d, g in zip(dtypes, self.of, strict=True) if g == k), default=np.dtype(np.float64),
+                          key=lambda d: d.itemsize) for k in range(len(self.patterns))]
+        self.own: list[dict[str, Setting]] = [dict(g.hyper) for g in groups] + [dict(given)]
+        missing = [n for n, h in rule.schema.items() if h.default is REQUIRED and n not in given]
+        if missing and not all(missing[0] in self.own[k] for k in set(self.of)):
+            raise ConfigError(f"`{rule.name}` needs a value for `{missing[0]}`: {rule.name}(params, {missing[0]}=...).")
+        self.own = self._checked(self.own)
+        for k in set(self.of):
+            self._check_switches(k)
+
+    def row(self, pattern: str | None) -> int:
+        if pattern is None:
+            return len(self.patterns) - 1
+        if pattern not in self.patterns:
+            raise ConfigError(f"no group has the pattern {pattern!r}; the groups are {listing(self.patterns)}.")
+        return self.patterns.index(pattern)
+
+    def value(self, row: int, name: str, own: Sequence[Mapping[str, Setting]] | None = None) -> Setting:
+        own = self.own if own is None else own
+        return own[row].get(name, own[-1].get(name, self.schema[name].default))
+
+    def switches(self, row: int, own: Sequence[Mapping[str, Setting]] | None = None) -> tuple[tuple[str, bool], ...]:
+        """(name, truth) of the rule's switches; a schedule counts as true."""
+        return tuple((n, bool(self.value(row, n, own))) for n in self.rule.switches)
+
+    def scheduled(self, row: int) -> bool:
+        return any(callable(self.value(row, n)) for n in self.schema)
+
+    def evaluate(self, row: int, t: int) -> list[float | bool]:
+        """The values of a row at step `t`, in the order of the schema. Raises `ConfigError` for what a schedule returns."""
+        values = []
+        for name, hyper in self.schema.items():
+            value = self.value(row, name)
+            if callable(value):
+                where = f"the schedule of `{name}` at step {t}"
+                try:
+                    result = value(t)
+                except Exception as error:
+                    raise ConfigError(f"{where} raised {type(error).__name__}: {error}") from error
+                value = hyper.check(result, None, where)
+            values.append(value)
+        return values
+
+    def update(self, pattern: str | None, changes: Mapping[str, Any]) -> None:
+        """Change a row, all of `changes` or nothing. Raises `ConfigError`."""
+        row = self.row(pattern)
+        own = [dict(o) for o in self.own]
+        own[row].update(changes)
+        own = self._checked(own)
+        for k in set(self.of):
+            before, after = dict(self.switches(k)), dict(self.switches(k, own))
+            if changed := [n for n in before if before[n] != after[n]]:
+                raise ConfigError(
+                    f"`{changed[0]}` switches between kernels with different state, so it is fixed at construction "
+                    f"(it was {self.value(k, changed[0])!r}); build a new optimizer."
+                )
+        self.own = own
+
+    def _checked(self, own: Sequence[Mapping[str, Any]]) -> list[dict[str, Setting]]:
+        checked: list[dict[str, Setting]] = []
+        for k, settings in enumerate(own):
+            where = f"`{self.rule.name}`" if k == len(own) - 1 else f"`{self.rule.name}`, group {self.patterns[k]!r}"
+            row: dict[str, Setting] = {}
+            for name, value in settings.items():
+                hyper = self.schema.get(name)
+                if hyper is None:
+                    raise self.rule.unknown(name)
+                row[name] = value if callable(value) and not hyper.boolean else hyper.check(value, self.dtype[k], where)
+            checked.append(row)
+        for k in set(self.of):  # what is inherited must suit the heir's dtype, too
+            for name, hyper in self.schema.items():
+                value = self.value(k, name, checked)
+                if not callable(value):
+                    hyper.check(value, self.dtype[k], f"`{self.rule.name}`")
+        return checked
+
+    def _check_switches(self, row: int) -> None:
+        from fastopt.lower import lower
+
+        chosen = self.switches(row)
+        for name, truth in chosen:
+            off = tuple((n, v and n != name) for n, v in chosen)
+            if truth and lower(self.rule, off) == lower(self.rule, chosen):
+                others = ", ".join(f"{n}={self.value(row, n)!r}" for n, _ in chosen if n != name)
+                raise ConfigError(f"`{self.rule.name}`: `{name}={self.value(row, name)!r}` has no effect with {others}.")

@@ -1,0 +1,91 @@
+"""The functions a rule may call. Here they are ordinary Python: a number gives a number, an array an array of its dtype.
+
+Inside a kernel the same names stand for the scalar code of `SCALAR`. NaN passes through all of them, as in NumPy.
+"""
+
+import builtins
+import math as _math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+# Scalar definitions, as text: they serve the numbers' half of the functions below and, with `real` as the compute
+# type, become part of every kernel that calls them. Comparisons and selects only, which LLVM vectorises.
+SCALAR = {
+    "sign": "def sign(x):\n    return real(1) if x > 0 else (real(-1) if x < 0 else (real(0) if x == 0 else x))",
+    "maximum": "def maximum(a, b):\n    return a if a >= b or a != a else b",
+    "minimum": "def minimum(a, b):\n    return a if a <= b or a != a else b",
+    "clip": "def clip(x, low, high):\n    y = low if x < low else x\n    return high if y > high else y",
+    "square": "def square(x):\n    return x * x",
+    "isfinite": "def isfinite(x):\n    return x - x == 0",
+    # the second line is one Newton step: a float32 1/3 alone costs a few units in the last place
+    "cbrt": "def cbrt(x):\n    y = copysign(abs(x) ** real(1 / 3), x)\n"
+    "    return y - (y - x / (y * y)) * real(1 / 3) if x - x == 0 and x != 0 else x",
+}
+LIBM = ("sqrt", "exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "copysign", "floor")  # kernels import these
+ARITY = {"copysign": 2, "maximum": 2, "minimum": 2, "clip": 3, "where": 3}  # the others take one argument
+
+
+def _either(name: str, number: Callable[..., Any], array: Callable[..., Any]) -> Callable[..., Any]:
+    # Plain Python numbers stay Python floats: a NumPy float64 scalar would widen the float32 array it meets next.
+    def function(*args: Any) -> Any:
+        return number(*args) if all(type(a) in (int, float) for a in args) else array(*args)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"`{name}` of numbers or arrays, elementwise."
+    return function
+
+
+_scope: dict[str, Any] = {"real": float, "copysign": _math.copysign}
+exec("\n".join(SCALAR.values()), _scope)
+
+sqrt = _either("sqrt", _math.sqrt, np.sqrt)
+exp = _either("exp", _math.exp, np.exp)
+expm1 = _either("expm1", _math.expm1, np.expm1)
+log = _either("log", _math.log, np.log)
+log1p = _either("log1p", _math.log1p, np.log1p)
+sin = _either("sin", _math.sin, np.sin)
+cos = _either("cos", _math.cos, np.cos)
+tanh = _either("tanh", _math.tanh, np.tanh)
+copysign = _either("copysign", _math.copysign, np.copysign)
+floor = _either("floor", lambda x: float(_math.floor(x)), np.floor)
+abs = _either("abs", builtins.abs, np.abs)
+sign = _either("sign", _scope["sign"], np.sign)
+maximum = _either("maximum", _scope["maximum"], np.maximum)
+minimum = _either("minimum", _scope["minimum"], np.minimum)
+clip = _either("clip", _scope["clip"], np.clip)
+square = _either("square", _scope["square"], np.square)
+cbrt = _either("cbrt", _math.cbrt, np.cbrt)
+isfinite = _either("isfinite", _math.isfinite, np.isfinite)
+
+
+def where(condition: Any, a: Any, b: Any) -> Any:
+    """`a` where the condition holds, else `b`; elementwise when the condition is an array."""
+    return np.where(condition, a, b) if isinstance(condition, np.ndarray) else (a if condition else b)
+
+
+def bias_correction(beta: float, t: int) -> float:
+    """1 - beta**t in float64, without the cancellation that eats its digits when beta is close to 1.
+
+    Kingma & Ba 2014, arXiv:1412.6980, Algorithm 1. The compiler writes it wherever a rule says `1 - beta**t`.
+    """
+    return -_math.expm1(t * _math.log(beta)) if 0 < beta < 1 else 1 - beta**t
+
+
+# What the staged expressions call, once a step: the numbers' half alone.
+NUMBERS: dict[str, Callable[..., Any]] = {
+    **{n: getattr(_math, n) for n in LIBM},
+    **_scope,
+    **{"abs": builtins.abs, "cbrt": _math.cbrt, "isfinite": _math.isfinite, "bias_correction": bias_correction},
+}
+FUNCTIONS: dict[str, Callable[..., Any]] = {n: globals()[n] for n in (*LIBM, *SCALAR, "abs", "where")}
+
+_NUMPY = ("sqrt exp expm1 log log1p sin cos tanh copysign floor abs sign maximum minimum clip where square cbrt").split()
+# The name a kernel uses for each function object that a rule's author may have in scope under whatever name.
+CANONICAL: dict[Any, str] = {
+    **{getattr(np, n): n for n in _NUMPY},
+    **{getattr(_math, n): n for n in (*LIBM, "cbrt", "isfinite")},
+    **{f: n for n, f in FUNCTIONS.items()},
+    **{np.isfinite: "isfinite", _math.fabs: "abs", builtins.abs: "abs", max: "maximum", min: "minimum"},
+}

@@ -1,0 +1,174 @@
+"""Where the numbers are: structures of arrays, their names, and whether memory can be read or updated in place."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+
+from fastopt.errors import ArrayTypeError, ConfigError, DeviceError, GradientError, hint, listing
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+ALIGN = 64  # bytes: a cache line, and the widest vector register
+
+
+# -------------------------------------------------------------------- structures
+@dataclass(frozen=True)
+class Tree:
+    """A structure of arrays: one array (`kind` "leaf"), or a dict, list or tuple of trees."""
+
+    kind: str
+    keys: tuple[Any, ...] = ()
+    children: tuple["Tree", ...] = ()
+
+    def names(self, prefix: str = "") -> tuple[str, ...]:
+        """Paths of the leaves: keys and positions joined by dots; a single array is called `params`."""
+        if self.kind == "leaf":
+            return (prefix or "params",)
+        dot = f"{prefix}." if prefix else ""
+        return tuple(n for k, c in zip(self.keys, self.children, strict=True) for n in c.names(f"{dot}{k}"))
+
+    def build(self, leaves: Iterator[Any]) -> Any:
+        """The same structure, of other leaves in order."""
+        if self.kind == "leaf":
+            return next(leaves)
+        values = [c.build(leaves) for c in self.children]
+        return dict(zip(self.keys, values, strict=True)) if self.kind == "dict" else (
+            tuple(values) if self.kind == "tuple" else values
+        )
+
+    def reader(self) -> Callable[[Any], list[Any]]:
+        """A function that lists the leaves of a structure like this one, or raises `GradientError` naming the place."""
+        flat = all(c.kind == "leaf" for c in self.children)
+        if self.kind == "dict" and flat and len(self.keys) > 1:
+            get, size = itemgetter(*self.keys), len(self.keys)
+
+            def read_dict(given: Any) -> list[Any]:  # the common shape, at the speed of C
+                return list(get(given)) if type(given) is dict and len(given) == size and given.keys() == keys else (
+                    self.leaves(given)
+                )
+
+            keys = dict.fromkeys(self.keys).keys()
+            return read_dict
+        return self.leaves
+
+    def leaves(self, given: Any, prefix: str = "") -> list[Any]:
+        """The leaves of `given`, which must have this structure. None stands for a whole missing branch."""
+        if self.kind == "leaf":
+            return [given]
+        where = f"gradient `{prefix}`" if prefix else "gradients"
+        if given is None:
+            return [None] * len(self.names())
+        items = given if isinstance(given, Mapping) else None
+        if self.kind == "dict":
+            if items is None:
+                raise GradientError(f"{where}: expected a dict with {listing(self.keys)}, got {type(given).__name__}.")
+            if extra := [k for k in items if k not in self.keys]:
+                raise GradientError(f"{where}: no parameter is called `{extra[0]}`.{hint(str(extra[0]), map(str, self.keys))}")
+            if missing := [k for k in self.keys if k not in items]:
+                raise GradientError(f"{where}: `{missing[0]}` is missing; give None to skip a parameter.")
+            values = [items[k] for k in self.keys]
+        else:
+            if items is not None or isinstance(given, np.ndarray) or not hasattr(given, "__len__"):
+                raise GradientError(
+                    f"{where}: expected a {self.kind} of {len(self.keys)} arrays, got {type(given).__name__}."
+                )
+            if len(given) != len(self.keys):
+                raise GradientError(f"{where}: expected {len(self.keys)} arrays, got {len(given)}.")
+            values = list(given)
+        dot = f"{prefix}." if prefix else ""
+        parts = zip(self.keys, self.children, values, strict=True)
+        return [leaf for k, c, v in parts for leaf in c.leaves(v, f"{dot}{k}")]
+
+
+def survey(params: Any, prefix: str = "") -> tuple[Tree, list[Any]]:
+    """The structure of `params` and its leaves, whatever they are. Raises `ConfigError` for what is no structure."""
+    where = f"parameters at `{prefix}`" if prefix else "parameters"
+    if isinstance(params, Mapping):
+        kind, keys, values = "dict", tuple(params), list(params.values())
+        if bad := [k for k in keys if not isinstance(k, str | int)]:
+            raise ConfigError(f"{where}: the key {bad[0]!r} is a {type(bad[0]).__name__}; names are str or int.")
+    elif isinstance(params, Sequence) and not isinstance(params, str | bytes):
+        kind = "tuple" if isinstance(params, tuple) else "list"
+        keys, values = tuple(range(len(params))), list(params)
+    elif isinstance(params, set | frozenset | Iterator | str | bytes | int | float) or params is None:
+        raise ConfigError(f"{where}: got a {type(params).__name__}; expected an array, or a dict, list or tuple of arrays.")
+    else:
+        return Tree("leaf"), [params]
+    if not values:
+        raise ConfigError(f"{where}: the {type(params).__name__} is empty; expected at least one array.")
+    dot = f"{prefix}." if prefix else ""
+    parts = [survey(v, f"{dot}{k}") for k, v in zip(keys, values, strict=True)]
+    return Tree(kind, keys, tuple(p[0] for p in parts)), [leaf for p in parts for leaf in p[1]]
+
+
+# -------------------------------------------------------------------- arrays
+def foreign(x: Any, name: str) -> Any:
+    """A NumPy view of another library's array on the CPU (PyTorch, anything with `__array_interface__` or DLPack)."""
+    if isinstance(x, np.ndarray):
+        return x
+    if hasattr(x, "__cuda_array_interface__") or getattr(getattr(x, "device", None), "type", "cpu") not in ("cpu",):
+        raise DeviceError(f"`{name}` lives on a GPU ({type(x).__name__}); this version of fastopt updates CPU memory only.")
+    x = x.detach() if hasattr(x, "detach") else x  # a PyTorch tensor that requires grad refuses to share its memory
+    for attribute in ("__array_interface__", "__array__", "__dlpack__"):
+        if hasattr(x, attribute):
+            return np.from_dlpack(x) if attribute == "__dlpack__" else np.asarray(x)
+    return x
+
+
+def parameter(x: Any, name: str) -> np.ndarray:
+    """`x` as an array that a kernel can update in place. Raises `ArrayTypeError` with the remedy."""
+
+    def refuse(what: str, remedy: str) -> ArrayTypeError:
+        return ArrayTypeError(f"parameter `{name}` {what}; {remedy}.")
+
+    a = foreign(x, name)
+    if not isinstance(a, np.ndarray):
+        raise refuse(f"is a {type(x).__name__}", "expected a NumPy array of float32 or float64")
+    if type(a) is not np.ndarray and not isinstance(a, np.memmap):
+        raise refuse(f"is a {type(a).__name__}, a subclass with rules of its own", "pass numpy.asarray(x), or its data")
+    if a is not x and not np.may_share_memory(a, foreign(x, name)):
+        raise refuse(f"is a {type(x).__name__} that hands out copies", "pass a NumPy array that you own")
+    if a.dtype.newbyteorder("=") not in FLOATS:
+        raise refuse(f"has dtype {a.dtype}", "expected float32 or float64: x.astype(numpy.float32)")
+    if not a.dtype.isnative:
+        raise refuse(f"has byte-swapped dtype {a.dtype.str}", "convert it: x.astype(x.dtype.newbyteorder('='))")
+    if not a.flags.c_contiguous:
+        raise refuse(f"of shape {a.shape} and strides {a.strides} is not C-contiguous",
+                     "pass numpy.ascontiguousarray(x), or let fastopt.pack copy it")
+    if not a.flags.aligned:
+        raise refuse(f"starts at an address that is no multiple of {a.itemsize}", "pass x.copy()")
+    if not a.flags.writeable:
+        raise refuse("is read-only", "pass a writable copy: x.copy()")
+    return a
+
+
+def gradient(x: Any, like: np.ndarray, name: str) -> np.ndarray:
+    """`x` as an array that a kernel can read beside `like`: itself where possible, else a plain copy."""
+    g = foreign(x, name)
+    if isinstance(g, float | int | np.floating) and like.ndim == 0:
+        g = np.asarray(g, like.dtype)
+    if not isinstance(g, np.ndarray) or isinstance(g, np.ma.MaskedArray):
+        raise GradientError(f"gradient of `{name}`: expected an array of shape {like.shape}, got a {type(x).__name__}.")
+    if g.dtype.newbyteorder("=") not in FLOATS:
+        raise GradientError(f"gradient of `{name}`: dtype {g.dtype}; expected float32 or float64.")
+    if g.shape != like.shape:
+        raise GradientError(f"gradient of `{name}`: shape {g.shape}; expected {like.shape}, the parameter's.")
+    return np.require(np.asarray(g), g.dtype.newbyteorder("="), ("C", "A"))
+
+
+def check_overlap(arrays: list[np.ndarray], names: tuple[str, ...]) -> None:
+    """Raise `ConfigError` if two parameters share memory: a kernel would update the shared part twice."""
+    spans = sorted((a.ctypes.data, a.ctypes.data + a.nbytes, n) for a, n in zip(arrays, names, strict=True) if a.size)
+    for (_, end, first), (start, _, second) in zip(spans, spans[1:], strict=False):
+        if start < end:
+            raise ConfigError(f"parameters `{first}` and `{second}` share memory; give each array once, or a copy of it.")
+
+
+def zeros(size: int, dtype: Any) -> np.ndarray:
+    """A 1-d array of zeros that starts on a cache line."""
+    dtype = np.dtype(dtype)
+    raw = np.zeros(size * dtype.itemsize + ALIGN, np.uint8)
+    start = -raw.ctypes.data % ALIGN
+    return raw[start : start + size * dtype.itemsize].view(dtype)

@@ -1,0 +1,19 @@
+"""Addresses as typed pointers inside a kernel. Used by generated code alone."""
+
+from numba import types
+from numba.core.extending import intrinsic
+
+
+def _pointer(element: types.Type):
+    @intrinsic
+    def at(typing_context, address):  # noqa: ANN
+        def codegen(context, builder, signature, arguments):
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(element)(address), codegen
+
+    return at
+
+
+float32_at = _pointer(types.float32)
+float64_at = _pointer(types.float64)
