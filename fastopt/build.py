@@ -40,7 +40,9 @@ def load(text: str, stem: str) -> ModuleType:
     away and compiled again, and without a usable folder the module lives in memory, with one warning per process.
     """
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
-        raise ConfigError("NUMBA_DISABLE_JIT is set, but fastopt's kernels work on addresses and must be compiled; unset it.")
+        raise ConfigError(
+            "NUMBA_DISABLE_JIT is set, but fastopt's kernels work on addresses and must be compiled; unset it."
+        )
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     with _lock:
         if digest not in _modules:
@@ -106,7 +108,9 @@ def _write(text: str, stem: str) -> Path:
     if hasattr(os, "getuid"):
         status = folder.stat()
         if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise OSError(f"{folder} can be written by others, and compiled code found there would be run; chmod 700 it")
+            raise OSError(
+                f"{folder} can be written by others, and compiled code found there would be run; chmod 700 it"
+            )
     path = folder / f"{stem}.py"
     try:
         if path.read_text() == text:

@@ -7,8 +7,8 @@ A callback is any object with one or more of these methods, each taking the `Run
     on_epoch(run)   after every epoch, when `run.metric` is known and belongs to `run.params`
     on_end(run)     once, however the run stopped (but not when an exception leaves `minimize`)
 
-The first three may return a string, the reason to stop (`run.message` may say more). Every callback hears an event before
-the run stops. One that keeps state resets it in `on_start`, since `Restarts` makes several runs.
+The first three may return a string, the reason to stop (`run.message` may say more). Every callback hears an event
+before the run stops. One that keeps state resets it in `on_start`, since `Restarts` makes several runs.
 """
 
 import math
@@ -36,7 +36,7 @@ class Run:
         grads: gradients of the last step; in full-batch runs those at `params`, not applied yet.
         loss: of the last step; in `on_epoch` the epoch's (see `minimize`).
         validation: the last validation loss; None where there is no validation.
-        epoch: epochs done.  epochs, steps: the limits, None where not given.  epoch_steps: steps an epoch has, if known.
+        step, epoch: steps and epochs done. steps, epochs: their limits, None where not given.
         best_loss, best_epoch: lowest `metric` of any epoch and when; `improved`: whether this epoch was it.
         best_params: a copy of the parameters of that epoch, where `KeepBest` is at work.
         history: see `Result`.
@@ -47,10 +47,10 @@ class Run:
     optimizer: "Optimizer"
     epochs: int | None = None
     steps: int | None = None
-    epoch_steps: int | None = None
     grads: Any = None
     loss: float = math.nan
     validation: float | None = None
+    step: int = 0
     epoch: int = 0
     best_loss: float = math.inf
     best_epoch: int = 0
@@ -58,11 +58,6 @@ class Run:
     improved: bool = False
     history: dict[str, list[float]] = field(default_factory=lambda: {"loss": [], "lr": [], "seconds": []})
     message: str = ""
-
-    @property
-    def step(self) -> int:
-        """Steps done."""
-        return self.optimizer.t
 
     @property
     def metric(self) -> float:
@@ -207,7 +202,7 @@ def copied(params: Any) -> Any:
 
 
 def assign(params: Any, source: Any, name: str = "params") -> None:
-    """Copy `source` into the arrays of `params`, of the same structure. Raises `ConfigError` before anything is written."""
+    """Copy `source` into the arrays of `params`, of the same structure, or raise `ConfigError` and change nothing."""
     (to, arrays), (tree, values) = survey(params), survey(source)
     names = to.names()
     if tree.names() != names:

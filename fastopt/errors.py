@@ -1,4 +1,4 @@
-"""Every exception fastopt raises on purpose. Each message carries the name, the value, what was expected and the remedy."""
+"""Every exception fastopt raises on purpose. A message says the name, the value, what was expected and the remedy."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches

@@ -1,11 +1,11 @@
-"""Which hyperparameters hold for which parameter: patterns on paths, inheritance, schedules, and changes during a run."""
+"""Which hyperparameters hold for which parameter: patterns on paths, inheritance, schedules, changes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -50,7 +50,12 @@ class Settings:
     """
 
     def __init__(
-        self, rule: Rule, given: Mapping[str, Any], groups: Iterable[Group], names: Sequence[str], dtypes: Sequence[np.dtype]
+        self,
+        rule: Rule,
+        given: Mapping[str, Any],
+        groups: Iterable[Group],
+        names: Sequence[str],
+        dtypes: Sequence[np.dtype],
     ):
         groups = tuple(groups)
         if bad := [g for g in groups if not isinstance(g, Group)]:
@@ -68,13 +73,20 @@ class Settings:
                 matched = any(fnmatchcase(n, pattern) for n in names)
                 why = "an earlier group takes all it matches" if matched else f"the parameters are {listing(names)}"
                 raise ConfigError(f"groups: nothing is left for the pattern {pattern!r}; {why}.")
-        self.dtype = [min((d for d, g in zip(dtypes, self.of, strict=True) if g == k), default=np.dtype(np.float64),
-                          key=lambda d: d.itemsize) for k in range(len(self.patterns))]
+        self.dtype = [
+            min(
+                (d for d, g in zip(dtypes, self.of, strict=True) if g == k),
+                default=np.dtype(np.float64),
+                key=lambda d: d.itemsize,
+            )
+            for k in range(len(self.patterns))
+        ]
         self.own: list[dict[str, Setting]] = [dict(g.hyper) for g in groups] + [dict(given)]
         missing = [n for n, h in rule.schema.items() if h.default is REQUIRED and n not in given]
         if missing and not all(missing[0] in self.own[k] for k in set(self.of)):
             raise ConfigError(f"`{rule.name}` needs a value for `{missing[0]}`: {rule.name}(params, {missing[0]}=...).")
         self.own = self._checked(self.own)
+        self.version = 0  # grows with every change
         for k in set(self.of):
             self._check_switches(k)
 
@@ -87,7 +99,10 @@ class Settings:
 
     def value(self, row: int, name: str, own: Sequence[Mapping[str, Setting]] | None = None) -> Setting:
         own = self.own if own is None else own
-        return own[row].get(name, own[-1].get(name, self.schema[name].default))
+        for given in (own[row], own[-1]):
+            if name in given:
+                return given[name]
+        return self.schema[name].default
 
     def switches(self, row: int, own: Sequence[Mapping[str, Setting]] | None = None) -> tuple[tuple[str, bool], ...]:
         """(name, truth) of the rule's switches; a schedule counts as true."""
@@ -124,7 +139,55 @@ class Settings:
                     f"`{changed[0]}` switches between kernels with different state, so it is fixed at construction "
                     f"(it was {self.value(k, changed[0])!r}); build a new optimizer."
                 )
-        self.own = own
+        self.own, self.version = own, self.version + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Pattern -> name -> value; a schedule as its own state_dict if it has one, else as None."""
+        return {
+            p: {n: v if not callable(v) else getattr(v, "state_dict", lambda: None)() for n, v in own.items()}
+            for p, own in zip(self.patterns, self.own, strict=True)
+        }
+
+    def compare(self, saved: Any) -> list[str]:
+        """What keeps `saved` from being loaded here."""
+        if not isinstance(saved, Mapping) or set(saved) != set(self.patterns):
+            return [
+                f"groups: {listing(saved) if isinstance(saved, Mapping) else saved!r}, expected {listing(self.patterns)}"
+            ]
+        problems = []
+        for k, p in enumerate(self.patterns):
+            for name, value in saved[p].items():
+                live = self.own[k].get(name, 0.0)
+                if callable(live) != (value is None or isinstance(value, Mapping)):
+                    kinds = ("a number", "a schedule")
+                    problems.append(f"`{name}` of {p!r}: {kinds[not callable(live)]}, expected {kinds[callable(live)]}")
+        if not problems:
+            try:
+                own = self._restored(saved)
+                problems += [
+                    f"switches of {self.patterns[k]!r} differ"
+                    for k in set(self.of)
+                    if self.switches(k) != self.switches(k, own)
+                ]
+            except ConfigError as error:
+                problems.append(str(error))
+        return problems
+
+    def load_state_dict(self, saved: Mapping[str, Mapping[str, Any]]) -> None:
+        """Numbers are taken over, live schedules stay and take over their own state."""
+        own = self._restored(saved)
+        for k, p in enumerate(self.patterns):
+            for name, value in saved[p].items():
+                if isinstance(value, Mapping):
+                    cast(Any, own[k][name]).load_state_dict(value)
+        self.own, self.version = own, self.version + 1
+
+    def _restored(self, saved: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Setting]]:
+        numbers = [
+            {n: v for n, v in saved[p].items() if v is not None and not isinstance(v, Mapping)} for p in self.patterns
+        ]
+        schedules = [{n: v for n, v in own.items() if callable(v)} for own in self.own]
+        return self._checked([{**s, **n} for s, n in zip(schedules, numbers, strict=True)])
 
     def _checked(self, own: Sequence[Mapping[str, Any]]) -> list[dict[str, Setting]]:
         checked: list[dict[str, Setting]] = []
@@ -152,4 +215,6 @@ class Settings:
             off = tuple((n, v and n != name) for n, v in chosen)
             if truth and lower(self.rule, off) == lower(self.rule, chosen):
                 others = ", ".join(f"{n}={self.value(row, n)!r}" for n, _ in chosen if n != name)
-                raise ConfigError(f"`{self.rule.name}`: `{name}={self.value(row, name)!r}` has no effect with {others}.")
+                raise ConfigError(
+                    f"`{self.rule.name}`: `{name}={self.value(row, name)!r}` has no effect with {others}."
+                )

@@ -1,4 +1,4 @@
-"""The functions a rule may call. Here they are ordinary Python: a number gives a number, an array an array of its dtype.
+"""The functions a rule may call. Here they are ordinary Python: a number gives a number, an array an array.
 
 Inside a kernel the same names stand for the scalar code of `SCALAR`. NaN passes through all of them, as in NumPy.
 """
@@ -81,7 +81,9 @@ NUMBERS: dict[str, Callable[..., Any]] = {
 }
 FUNCTIONS: dict[str, Callable[..., Any]] = {n: globals()[n] for n in (*LIBM, *SCALAR, "abs", "where")}
 
-_NUMPY = ("sqrt exp expm1 log log1p sin cos tanh copysign floor abs sign maximum minimum clip where square cbrt").split()
+_NUMPY = (
+    "sqrt exp expm1 log log1p sin cos tanh copysign floor abs sign maximum minimum clip where square cbrt"
+).split()
 # The name a kernel uses for each function object that a rule's author may have in scope under whatever name.
 CANONICAL: dict[Any, str] = {
     **{getattr(np, n): n for n in _NUMPY},

@@ -1,70 +1,23 @@
 """The whole optimisation process: full-batch, mini-batch and single-example descent with any rule."""
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 
 from fastopt.callbacks import Restarts, Run, assign, copied, hooks, whole
-from fastopt.errors import ConfigError, TornStateError, hint
-from fastopt.optimizer import Optimizer
+from fastopt.data import minibatches
+from fastopt.errors import ConfigError, hint
+from fastopt.groups import Group
+from fastopt.params import survey
+from fastopt.process import Process, Result
 from fastopt.rule import Rule
-
-
-@dataclass(frozen=True, repr=False)
-class Result:
-    """How a run of `minimize` ended.
-
-    Attributes:
-        params: the structure given, updated in place.
-        loss, validation: of the last epoch (of the last step, if the run stopped inside its first epoch). In full-batch
-            runs they belong to `params` exactly; with mini-batches `loss` is the mean over the epoch's examples, each
-            seen on the way. After `KeepBest`: those of the parameters put back.
-        best_loss, best_epoch: lowest metric (validation loss, else training loss) after any epoch; 0 is the start.
-        best_params: a copy of the parameters of that epoch, with `KeepBest` or `Restarts`; else None.
-        history: lists with one entry an epoch: "loss", "lr" (at its first step), "seconds" (since the start), and with
-            validation "validation" and "validation.NAME" for the further numbers it returned.
-        steps, epochs: how many were done; an epoch cut short by `steps` counts.
-        reason: "epochs", "steps", "early stopping", "target", "non-finite loss", "interrupted", or a callback's own word.
-        message: the same in a sentence.
-        optimizer: with its state, to go on from here.
-        runs: with `Restarts`, the final metric of every run.
-    """
-
-    params: Any
-    loss: float
-    validation: float | None
-    best_loss: float
-    best_epoch: int
-    best_params: Any
-    history: dict[str, list[float]]
-    steps: int
-    epochs: int
-    reason: str
-    message: str
-    optimizer: Optimizer
-    runs: tuple[float, ...] = field(default=())
-
-    @property
-    def metric(self) -> float:
-        return self.loss if self.validation is None else self.validation
-
-    def __repr__(self) -> str:
-        shown = [f"reason={self.reason!r}", f"loss={self.loss:.6g}"]
-        if self.validation is not None:
-            shown.append(f"validation={self.validation:.6g}")
-        shown += [f"best_loss={self.best_loss:.6g} (epoch {self.best_epoch})", f"epochs={self.epochs}", f"steps={self.steps}"]
-        shown += [f"runs={len(self.runs)}"] if self.runs else []
-        return f"Result({', '.join(shown)}, rule={self.optimizer.rule.name}, message={self.message!r})"
-
-
-class _Stop(Exception):
-    def __init__(self, reason: str, message: str = "") -> None:
-        self.reason, self.message = reason, message
+from fastopt.schedule import Schedule
+from fastopt.schedules import Plateau
 
 
 def minimize(
@@ -87,11 +40,11 @@ def minimize(
     """Minimise a loss by `rule`, updating `params` in place, for at most `epochs` epochs and `steps` steps.
 
     Args:
-        loss_and_grad: `(params, *batch) -> (loss, grads)`; loss a number, the mean over the batch's examples; grads of the
-            structure of `params` (None for packed parameters whose `.grads` it filled in).
+        loss_and_grad: `(params, *batch) -> (loss, grads)`; loss a number, the mean over the batch's examples; grads of
+            the structure of `params` (None for packed parameters whose `.grads` it filled in).
         params: what `fastopt.Optimizer` takes.
-        data: one array or a tuple of arrays with the examples along the first axis; or batches that can be iterated over
-            once an epoch (`fastopt.minibatches(...)`); or None for a function of the parameters alone.
+        data: one array or a tuple of arrays with the examples along the first axis; or batches that can be iterated
+            over once an epoch (`fastopt.minibatches(...)`); or None for a function of the parameters alone.
         batch_size: None for the full set at every step (gradient descent; data order untouched), 1 for single examples.
         epochs, steps: limits, one at least. Without mini-batches an epoch is one step, and the loss is evaluated once
             more at the end so that every number in the history belongs to the parameters after its epoch.
@@ -104,8 +57,8 @@ def minimize(
     A loss that is not finite stops the run before its gradient is applied. Ctrl-C returns what there is.
 
     Raises:
-        ConfigError: for arguments that do not fit together, before anything is changed, or a `loss_and_grad` that returns
-            something else. The optimizer's own errors and those of `loss_and_grad` pass through.
+        ConfigError: for arguments that do not fit together, before anything is changed, or a `loss_and_grad` that
+            returns something else. The optimizer's own errors and those of `loss_and_grad` pass through.
     """
     for name, limit in (("epochs", epochs), ("steps", steps)):
         if limit is not None:
@@ -115,25 +68,121 @@ def minimize(
     if not isinstance(rule, Rule):
         raise ConfigError(f"minimize: `rule` is {rule!r}; expected a rule such as fastopt.adam.")
     for name in hyper.keys() - rule.schema.keys() - {"device"}:
-        options = [*rule.schema, "batch_size", "epochs", "steps", "seed", "shuffle", "validation", "callbacks", "progress"]
-        raise ConfigError(f"minimize: `{name}` is no option, and no hyperparameter of `{rule.name}`.{hint(name, options)}")
-    batches = _batches(data, batch_size, seed, shuffle)
+        options = [
+            *rule.schema,
+            "batch_size",
+            "epochs",
+            "steps",
+            "seed",
+            "shuffle",
+            "validation",
+            "callbacks",
+            "progress",
+        ]
+        raise ConfigError(
+            f"minimize: `{name}` is no option, and no hyperparameter of `{rule.name}`.{hint(name, options)}"
+        )
+    batches, full = _batches(data, batch_size, seed, shuffle)
     groups, callbacks = tuple(groups), list(callbacks)
     restarts = [c for c in callbacks if isinstance(c, Restarts)]
     if len(restarts) > 1:
         raise ConfigError("minimize: `callbacks` holds more than one `Restarts`; give one.")
     callbacks = [c for c in callbacks if not isinstance(c, Restarts)]
-    events = hooks(callbacks)
-    fed = list({id(v): v for h in (hyper, *(_hyper_of(g) for g in groups)) for v in h.values() if hasattr(v, "observe")}.values())
-
-    def once(events: dict[str, list[Callable[[Run], Any]]]) -> Result:
-        optimizer = rule(params, groups=groups, **hyper)
-        run = Run(params, optimizer, epochs, steps)
-        return _Process(run, loss_and_grad, batches, validation, events, fed).result()
+    hooks(callbacks)
+    given = [hyper, *(g.hyper for g in groups if isinstance(g, Group))]
+    plateaus = list({id(p): p for h in given for v in h.values() for p in _plateaus(v)}.values())
+    fresh = [p.state_dict() for p in plateaus]
 
     with _bar(progress) as bar:
-        if bar is not None:
-            events = hooks([*callbacks, bar])
-        return _restarted(restarts[0], once, params, fed) if restarts else once()
+        events = hooks([*callbacks, *bar])
+
+        def once() -> Result:
+            for plateau, state in zip(plateaus, fresh, strict=True):
+                plateau.load_state_dict(state)
+            optimizer = rule(params, groups=groups, **hyper)
+            run = Run(params, optimizer, epochs, steps, validation=None if validation is None else math.nan)
+            return Process(run, loss_and_grad, validation, events, plateaus).result(batches, full)
+
+        return _restarted(restarts[0], once, params, _frozen(params, groups)) if restarts else once()
 
 
+def _batches(data: Any, batch_size: int | None, seed: int, shuffle: bool) -> tuple[Any, bool]:
+    """What is iterated over once an epoch, False; or the one batch of every step, True."""
+    if batch_size is not None:
+        whole("minimize", "batch_size", batch_size, 1)
+    arrays = data if isinstance(data, tuple) else (data,)
+    if data is not None and all(hasattr(a, "shape") and len(a.shape) for a in arrays) and arrays:
+        sizes = [a.shape[0] for a in arrays]
+        if len(set(sizes)) > 1 or not sizes[0]:
+            raise ConfigError(f"minimize: the arrays of `data` hold {sizes} examples; expected one number, at least 1.")
+        if batch_size is None:
+            return arrays, True
+        return minibatches(*arrays, batch_size=batch_size, seed=seed, shuffle=shuffle), False
+    if batch_size is not None:
+        raise ConfigError("minimize: `batch_size` is for `data` given as arrays, with examples along the first axis.")
+    if data is None:
+        return (), True
+    if isinstance(data, list) and data and all(isinstance(a, np.ndarray) for a in data):
+        raise ConfigError("minimize: `data` is a list of arrays; write a tuple for arrays of examples: data=(X, Y).")
+    if isinstance(data, tuple) or not isinstance(data, Iterable) or isinstance(data, Iterator):
+        remedy = (
+            "an iterator, which is empty after one epoch" if isinstance(data, Iterator) else f"a {type(data).__name__}"
+        )
+        raise ConfigError(
+            f"minimize: `data` is {remedy}; expected an array, a tuple of arrays, or fastopt.minibatches(...)."
+        )
+    return data, False
+
+
+def _plateaus(value: Any) -> Iterator[Plateau]:
+    """The schedules inside a hyperparameter that want the metric."""
+    if isinstance(value, Plateau):
+        yield value
+    parts = [v for _, v in value.values] if isinstance(value, Schedule) else value if isinstance(value, tuple) else ()
+    for part in parts:
+        yield from _plateaus(part)
+
+
+def _bar(progress: bool) -> Any:
+    """A context that gives the callbacks of a live bar, or none."""
+    if not progress:
+        return nullcontext(())
+    from fastopt.progress import Bar
+
+    return Bar()
+
+
+def _restarted(restarts: Restarts, once: Callable[[], Result], params: Any, frozen: list[str]) -> Result:
+    """Run again and again from other points; put the best end back into `params`."""
+    start, rng = copied(params), np.random.default_rng(restarts.seed)
+    runs: list[float] = []
+    best, kept = None, start
+    stopped = False
+    try:
+        for k in range(restarts.n + 1):
+            if k:
+                restarts.place(params, start, rng, frozen)
+            result = once()
+            stopped = result.reason == "interrupted"
+            score = math.inf if math.isnan(result.metric) else result.metric
+            if best is None or score < min(runs):
+                best, kept = result, copied(params)
+            runs.append(score)
+            if stopped:
+                break
+    except KeyboardInterrupt:  # between two runs
+        if best is None:
+            raise
+        stopped = True
+    assert best is not None
+    assign(params, kept)
+    place = f"best of {len(runs)} runs, number {runs.index(min(runs)) + 1}: {best.message}"
+    reason = "interrupted" if stopped else best.reason
+    return replace(best, best_params=kept, runs=tuple(runs), reason=reason, message=place)
+
+
+def _frozen(params: Any, groups: tuple[Any, ...]) -> list[str]:
+    """Names of the parameters whose group is frozen. The optimizer has checked the groups, or will."""
+    known = [g for g in groups if isinstance(g, Group)]
+    names = survey(params)[0].names()
+    return [n for n in names if next((g.frozen for g in known if fnmatchcase(n, g.pattern)), False)]

@@ -36,6 +36,10 @@ class Packed:
             raise AttributeError("these are gradients; only the parameters have `.grads`.")
         return self._grads
 
+    @property
+    def has_grads(self) -> bool:
+        return self._grads is not None
+
     def __getitem__(self, key: Any) -> Any:
         return self._views[key]
 
@@ -99,7 +103,9 @@ def pack(params: Any, *, dtype: Any = None) -> Packed:
         found = {a.dtype.newbyteorder("=") for a in arrays}
         if len(found) > 1 or not found <= set(FLOATS):
             shown = ", ".join(sorted(map(str, found)))
-            raise ConfigError(f"pack: the arrays are {shown}; expected all float32 or all float64. Say dtype=numpy.float32.")
+            raise ConfigError(
+                f"pack: the arrays are {shown}; expected all float32 or all float64. Say dtype=numpy.float32."
+            )
         dtype = found.pop()
     elif np.dtype(dtype) not in FLOATS:
         raise ConfigError(f"pack: dtype {np.dtype(dtype)}; expected float32 or float64.")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from operator import itemgetter
 from typing import Any
 
@@ -34,23 +35,21 @@ class Tree:
         if self.kind == "leaf":
             return next(leaves)
         values = [c.build(leaves) for c in self.children]
-        return dict(zip(self.keys, values, strict=True)) if self.kind == "dict" else (
-            tuple(values) if self.kind == "tuple" else values
+        return (
+            dict(zip(self.keys, values, strict=True))
+            if self.kind == "dict"
+            else (tuple(values) if self.kind == "tuple" else values)
         )
 
-    def reader(self) -> Callable[[Any], list[Any]]:
+    def reader(self) -> Callable[[Any], Sequence[Any]]:
         """A function that lists the leaves of a structure like this one, or raises `GradientError` naming the place."""
-        flat = all(c.kind == "leaf" for c in self.children)
-        if self.kind == "dict" and flat and len(self.keys) > 1:
-            get, size = itemgetter(*self.keys), len(self.keys)
-
-            def read_dict(given: Any) -> list[Any]:  # the common shape, at the speed of C
-                return list(get(given)) if type(given) is dict and len(given) == size and given.keys() == keys else (
-                    self.leaves(given)
-                )
-
-            keys = dict.fromkeys(self.keys).keys()
-            return read_dict
+        flat = all(c.kind == "leaf" for c in self.children)  # then the work can be done at the speed of C
+        keys, size = dict.fromkeys(self.keys).keys(), len(self.keys)
+        if self.kind == "dict" and flat and size > 1:
+            get = itemgetter(*self.keys)
+            return lambda given: get(given) if type(given) is dict and given.keys() == keys else self.leaves(given)
+        if self.kind in ("list", "tuple") and flat:
+            return lambda given: given if type(given) in (list, tuple) and len(given) == size else self.leaves(given)
         return self.leaves
 
     def leaves(self, given: Any, prefix: str = "") -> list[Any]:
@@ -65,7 +64,9 @@ class Tree:
             if items is None:
                 raise GradientError(f"{where}: expected a dict with {listing(self.keys)}, got {type(given).__name__}.")
             if extra := [k for k in items if k not in self.keys]:
-                raise GradientError(f"{where}: no parameter is called `{extra[0]}`.{hint(str(extra[0]), map(str, self.keys))}")
+                raise GradientError(
+                    f"{where}: no parameter is called `{extra[0]}`.{hint(str(extra[0]), map(str, self.keys))}"
+                )
             if missing := [k for k in self.keys if k not in items]:
                 raise GradientError(f"{where}: `{missing[0]}` is missing; give None to skip a parameter.")
             values = [items[k] for k in self.keys]
@@ -93,7 +94,9 @@ def survey(params: Any, prefix: str = "") -> tuple[Tree, list[Any]]:
         kind = "tuple" if isinstance(params, tuple) else "list"
         keys, values = tuple(range(len(params))), list(params)
     elif isinstance(params, set | frozenset | Iterator | str | bytes | int | float) or params is None:
-        raise ConfigError(f"{where}: got a {type(params).__name__}; expected an array, or a dict, list or tuple of arrays.")
+        raise ConfigError(
+            f"{where}: got a {type(params).__name__}; expected an array, or a dict, list or tuple of arrays."
+        )
     else:
         return Tree("leaf"), [params]
     if not values:
@@ -109,7 +112,9 @@ def foreign(x: Any, name: str) -> Any:
     if isinstance(x, np.ndarray):
         return x
     if hasattr(x, "__cuda_array_interface__") or getattr(getattr(x, "device", None), "type", "cpu") not in ("cpu",):
-        raise DeviceError(f"`{name}` lives on a GPU ({type(x).__name__}); this version of fastopt updates CPU memory only.")
+        raise DeviceError(
+            f"`{name}` lives on a GPU ({type(x).__name__}); this version of fastopt updates CPU memory only."
+        )
     x = x.detach() if hasattr(x, "detach") else x  # a PyTorch tensor that requires grad refuses to share its memory
     for attribute in ("__array_interface__", "__array__", "__dlpack__"):
         if hasattr(x, attribute):
@@ -135,8 +140,10 @@ def parameter(x: Any, name: str) -> np.ndarray:
     if not a.dtype.isnative:
         raise refuse(f"has byte-swapped dtype {a.dtype.str}", "convert it: x.astype(x.dtype.newbyteorder('='))")
     if not a.flags.c_contiguous:
-        raise refuse(f"of shape {a.shape} and strides {a.strides} is not C-contiguous",
-                     "pass numpy.ascontiguousarray(x), or let fastopt.pack copy it")
+        raise refuse(
+            f"of shape {a.shape} and strides {a.strides} is not C-contiguous",
+            "pass numpy.ascontiguousarray(x), or let fastopt.pack copy it",
+        )
     if not a.flags.aligned:
         raise refuse(f"starts at an address that is no multiple of {a.itemsize}", "pass x.copy()")
     if not a.flags.writeable:
@@ -161,9 +168,11 @@ def gradient(x: Any, like: np.ndarray, name: str) -> np.ndarray:
 def check_overlap(arrays: list[np.ndarray], names: tuple[str, ...]) -> None:
     """Raise `ConfigError` if two parameters share memory: a kernel would update the shared part twice."""
     spans = sorted((a.ctypes.data, a.ctypes.data + a.nbytes, n) for a, n in zip(arrays, names, strict=True) if a.size)
-    for (_, end, first), (start, _, second) in zip(spans, spans[1:], strict=False):
+    for (_, end, first), (start, _, second) in pairwise(spans):
         if start < end:
-            raise ConfigError(f"parameters `{first}` and `{second}` share memory; give each array once, or a copy of it.")
+            raise ConfigError(
+                f"parameters `{first}` and `{second}` share memory; give each array once, or a copy of it."
+            )
 
 
 def zeros(size: int, dtype: Any) -> np.ndarray:

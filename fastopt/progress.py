@@ -20,7 +20,7 @@ def need(module: str, package: str, purpose: str) -> ModuleType:
 
 
 class Bar:
-    """A callback that shows epochs, loss and validation loss; a context manager, so that the terminal is always given back."""
+    """A callback that shows epochs and losses, and the context that gives the terminal back whatever happens."""
 
     def __init__(self, title: str = "minimize") -> None:
         rich = need("rich.progress", "rich", "a progress bar")
@@ -28,11 +28,13 @@ class Bar:
         self._display: Any = rich.Progress(*columns, rich.TextColumn("{task.fields[note]}"))
         self._title, self._task, self._next = title, None, 0.0
 
-    def __enter__(self) -> "Bar":
+    def __enter__(self) -> tuple["Bar"]:
         self._display.start()
-        return self
+        return (self,)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._display.stop()
 
     def on_start(self, run: Run) -> None:

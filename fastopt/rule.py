@@ -29,7 +29,9 @@ class Domain:
     open_high: bool = False
 
     def __contains__(self, value: float) -> bool:
-        return math.isfinite(value) and self.low <= value and (value < self.high if self.open_high else value <= self.high)
+        return (
+            math.isfinite(value) and self.low <= value and (value < self.high if self.open_high else value <= self.high)
+        )
 
     def __str__(self) -> str:
         if self.high < math.inf:
@@ -81,7 +83,9 @@ class Hyper:
         if not math.isfinite(stored):
             raise ConfigError(f"{where}: `{self.name}` is {value!r}, beyond the largest {dtype}.")
         if self.domain.open_high and stored >= self.domain.high:
-            raise ConfigError(f"{where}: `{self.name}` is {value!r}, which rounds to {stored:g} in {dtype}; use float64.")
+            raise ConfigError(
+                f"{where}: `{self.name}` is {value!r}, which rounds to {stored:g} in {dtype}; use float64."
+            )
         if self.name.startswith("eps") and number > 0 and stored == 0:
             raise ConfigError(f"{where}: `{self.name}` is {value!r}, which rounds to 0 in {dtype}; use 0 or >= 1e-38.")
         return number
@@ -158,7 +162,9 @@ def rule(
         source.refuse(source.tree, f"gives a start for `{unknown[0]}`, which is not one of its states {list(state)}.")
     for name, start in (init or {}).items():
         if isinstance(start, str) and start != "p" and start not in schema:
-            source.refuse(source.tree, f"starts `{name}` at {start!r}; expected a number, a hyperparameter's name or 'p'.")
+            source.refuse(
+                source.tree, f"starts `{name}` at {start!r}; expected a number, a hyperparameter's name or 'p'."
+            )
     made = Rule(
         name=source.name,
         formula=source.function,

@@ -1,25 +1,36 @@
-"""Schedules: immutable callables of the step t = 1, 2, ... that give a float, for any hyperparameter of any rule.
+"""Schedules: functions of the step t = 1, 2, ... for any hyperparameter of any rule; a plain function will do as well.
 
-A schedule is a frozen dataclass (comparable, hashable, picklable, readable when printed) with the lower-case name of a
-function. All count the steps already finished, e = t - 1, which is the epoch of `torch.optim.lr_scheduler`: where torch
-has the same schedule the numbers are the same. Past its `total` a schedule stays at its end value.
+Each is written here as its formula in e = t - 1, the steps already done, which is also the epoch of
+`torch.optim.lr_scheduler`: where torch has the same schedule it gives the same numbers. Called with its values, as in
+`cosine(peak=3e-4, warmup=2_000, total=100_000)`, it checks them (`ConfigError`) and gives an immutable `Schedule`, a
+callable of t that can be compared, hashed, printed and pickled. Past its `total` a schedule stays at its end.
 
-A warm-up of w steps is peak * t / (w + 1) for t <= w, so the first step is not wasted on a zero and the step after the
-ramp is the first at the peak. It is torch's LinearLR(start_factor=1 / (w + 1), total_iters=w), and nanoGPT's.
+Warm-up over w steps is peak * t / (w + 1): the first step is not wasted on a zero, and step w + 1 is the first at the
+peak. It is nanoGPT's, and torch's LinearLR(start_factor=1 / (w + 1), total_iters=w) before the rest in a SequentialLR.
 """
 
 import math
-import numbers
-import operator
-from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Literal, TypeAlias
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, cast
 
-from fastopt.errors import CheckpointError, ConfigError, hint, listing
-
-Schedule: TypeAlias = Callable[[int], float]
-"""Anything that gives the value of step t = 1, 2, ...; a plain function will do."""
+from fastopt.plateau import Plateau
+from fastopt.schedule import (
+    NUMBER,
+    STEPS,
+    Count,
+    Fraction,
+    Kind,
+    Number,
+    Positive,
+    Schedule,
+    Share,
+    Steps,
+    Switch,
+    one_of,
+    or_none,
+    schedule,
+)
 
 __all__ = [
     "Plateau", "Schedule", "constant", "cosine", "exponential", "join", "linear", "one_cycle", "polynomial",
@@ -27,302 +38,156 @@ __all__ = [
 ]  # fmt: skip
 
 
-def _reject(owner: object, name: str, expected: str) -> ConfigError:
-    value = getattr(owner, name)
-    return ConfigError(
-        f"schedules.{type(owner).__name__}: `{name}` is {value!r} ({type(value).__name__}); expected {expected}."
-    )
+def _between(a: float, b: float, x: float) -> float:
+    """Half a cosine from a (x = 0) to b (x = 1)."""
+    return b + (a - b) * (1 + math.cos(math.pi * x)) / 2
 
 
-def _numbers(
-    owner: object,
-    *names: str,
-    expected: str = "a finite number >= 0",
-    ok: Callable[[float], bool] = lambda x: x >= 0,
-) -> None:
-    """Turn these fields into Python floats, or raise."""
-    for name in names:
-        value = getattr(owner, name)
-        try:
-            number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
-        except OverflowError:
-            number = math.inf
-        if not (math.isfinite(number) and ok(number)):
-            raise _reject(owner, name, expected)
-        object.__setattr__(owner, name, number)
-
-
-def _steps(owner: object, *names: str, low: int = 1, high: int = 2**53, why: str = "") -> None:
-    """Turn these fields into Python ints, or raise."""
-    for name in names:
-        value = getattr(owner, name)
-        try:
-            count = -1 if isinstance(value, bool) else operator.index(value)
-        except TypeError:
-            count = -1
-        if not low <= count <= high:
-            limit = f"an int from {low} to {high}{why}" if high < 2**53 else f"an int >= {low}"
-            raise _reject(owner, name, f"{limit} (steps)")
-        object.__setattr__(owner, name, count)
-
-
-def _choice(owner: object, name: str, valid: tuple[str, ...]) -> None:
-    value = getattr(owner, name)
-    if value not in valid:
-        raise _reject(owner, name, f"one of {listing(valid)}.{hint(value, valid)}".rstrip("."))
-
-
-def _schedule(owner: object, name: str, value: Any) -> Schedule:
-    """A number becomes `constant`."""
-    if callable(value) and not isinstance(value, type):
-        return value
-    if isinstance(value, numbers.Real):
-        return constant(value)  # type: ignore[arg-type]
-    kind = f"the class {value.__name__}, not called" if isinstance(value, type) else f"{value!r}"
-    raise ConfigError(
-        f"schedules.{type(owner).__name__}: `{name}` is {kind}; expected a schedule (a callable of the step) or a number."
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class constant:
+@schedule()
+def constant(e: int, /, value: Number) -> float:
     """The same `value` at every step."""
-
-    value: float
-
-    def __post_init__(self) -> None:
-        _numbers(self, "value")
-
-    def __call__(self, t: int) -> float:
-        return self.value
+    return value
 
 
-@dataclass(frozen=True, slots=True)
-class linear:
-    """start + (end - start) * e / total. torch: LinearLR(start_factor=start / lr, end_factor=end / lr, total_iters=total)."""
-
-    start: float
-    end: float
-    _: KW_ONLY
-    total: int
-
-    def __post_init__(self) -> None:
-        _numbers(self, "start", "end")
-        _steps(self, "total")
-
-    def __call__(self, t: int) -> float:
-        e = t - 1
-        return self.end if e >= self.total else self.start + (self.end - self.start) * (e / self.total)
+@schedule()
+def linear(e: int, /, start: Number, end: Number, *, total: Steps) -> float:
+    """A straight line. torch: LinearLR(start_factor=start / lr, end_factor=end / lr, total_iters=total)."""
+    return end if e >= total else start + (end - start) * e / total
 
 
-@dataclass(frozen=True, slots=True)
-class polynomial:
-    """end + (start - end) * (1 - e / total)**power. torch: PolynomialLR(total_iters=total, power=power), whose end is 0."""
-
-    start: float
-    _: KW_ONLY
-    total: int
-    power: float = 1.0
-    end: float = 0.0
-
-    def __post_init__(self) -> None:
-        _numbers(self, "start", "end", "power")
-        _steps(self, "total")
-
-    def __call__(self, t: int) -> float:
-        e = t - 1
-        return self.end if e >= self.total else self.end + (self.start - self.end) * (1 - e / self.total) ** self.power
+@schedule()
+def polynomial(e: int, /, start: Number, *, total: Steps, power: Number = 1.0, end: Number = 0.0) -> float:
+    """A line bent by `power`. torch: PolynomialLR(total_iters=total, power=power), where `end` is 0."""
+    return end if e >= total else end + (start - end) * (1 - e / total) ** power
 
 
-@dataclass(frozen=True, slots=True)
-class step:
-    """start * gamma**(e // every): a staircase of `every` steps a stair. torch: StepLR(step_size=every, gamma=gamma).
+@schedule()
+def step(e: int, /, start: Number, *, every: Steps, gamma: Share = 0.1) -> float:
+    """Stairs, `every` steps wide. torch: StepLR(step_size=every, gamma=gamma). For unequal stairs `join` constants."""
+    return start * gamma ** (e // every)
 
-    Stairs of unequal width are a `join` of constants.
+
+@schedule(
+    "gamma <= 1, or a `total` at which the value is still finite",
+    lambda v: (
+        v["gamma"] <= 1
+        or (v["total"] is not None and v["total"] * math.log(v["gamma"]) + math.log(max(1, v["start"])) < 709)
+    ),
+)
+def exponential(
+    e: int, /, start: Number, *, gamma: Number, total: Annotated[int | None, or_none(STEPS)] = None
+) -> float:
+    """A constant factor a step. torch: ExponentialLR(gamma=gamma).
+
+    A `gamma` above 1 makes the learning-rate range test of Smith 2017, arXiv:1506.01186, sec. 3.3; it needs a `total`.
     """
-
-    start: float
-    _: KW_ONLY
-    every: int
-    gamma: float = 0.1
-
-    def __post_init__(self) -> None:
-        _numbers(self, "start")
-        _numbers(self, "gamma", expected="a number from 0 to 1", ok=lambda x: 0 <= x <= 1)
-        _steps(self, "every")
-
-    def __call__(self, t: int) -> float:
-        return self.start * self.gamma ** ((t - 1) // self.every)
+    return start * gamma ** (e if total is None or e < total else total)
 
 
-@dataclass(frozen=True, slots=True)
-class exponential:
-    """start * gamma**e. torch: ExponentialLR(gamma=gamma).
+@schedule("`warmup` <= `total`", lambda v: v["warmup"] <= v["total"])
+def cosine(e: int, /, peak: Number, *, total: Steps, warmup: Count = 0, floor: Number = 0.0) -> float:
+    """Warm-up to `peak`, then half a cosine to `floor`, reached after `total` steps, warm-up included.
 
-    With `total` the value stays where it is after `total` steps; a gamma above 1 needs it (the learning-rate range
-    test of Smith 2017, arXiv:1506.01186, grows like this).
+    Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5 without restarts; warm-up: Goyal et al. 2017, arXiv:1706.02677.
+    torch: CosineAnnealingLR(T_max=total - warmup, eta_min=floor), which climbs again after T_max: this stays.
+    A floor above the peak is allowed, the curve then rises (weight decay in DINO, 0.04 to 0.4).
     """
-
-    start: float
-    _: KW_ONLY
-    gamma: float
-    total: int | None = None
-
-    def __post_init__(self) -> None:
-        _numbers(self, "start", "gamma")
-        if self.total is not None:
-            _steps(self, "total")
-        if self.gamma > 1 and (self.total is None or self.total * math.log(self.gamma) > 700):
-            raise _reject(self, "gamma", f"a number <= 1, or a `total` that keeps the value finite; total={self.total}")
-
-    def __call__(self, t: int) -> float:
-        return self.start * self.gamma ** (t - 1 if self.total is None else min(t - 1, self.total))
+    if e < warmup:
+        return peak * ((e + 1) / (warmup + 1))
+    return floor if e >= total else _between(peak, floor, (e - warmup) / (total - warmup))
 
 
-@dataclass(frozen=True, slots=True)
-class cosine:
-    """Linear warm-up to `peak`, then half a cosine down to `floor`: floor + (peak - floor) * (1 + cos(pi * x)) / 2,
-    x = (e - warmup) / (total - warmup).
+@schedule()
+def restarts(e: int, /, peak: Number, *, period: Steps, mult: Steps = 1, floor: Number = 0.0) -> float:
+    """SGDR: half a cosine from `peak` to `floor` again and again, each period `mult` times the one before. No end.
 
-    Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5, without restarts; the warm-up is Goyal et al. 2017,
-    arXiv:1706.02677. torch: CosineAnnealingLR(T_max=total - warmup, eta_min=floor), after the LinearLR named above in a
-    SequentialLR(milestones=[warmup]); torch climbs again after T_max, this stays at `floor`. `total` counts the warm-up.
-    A floor above the peak is allowed: the curve then rises (weight decay in DINO, 0.04 to 0.4).
+    Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5. torch: CosineAnnealingWarmRestarts(period, mult, floor).
     """
-
-    peak: float
-    _: KW_ONLY
-    total: int
-    warmup: int = 0
-    floor: float = 0.0
-
-    def __post_init__(self) -> None:
-        _numbers(self, "peak", "floor")
-        _steps(self, "total")
-        _steps(self, "warmup", low=0, high=self.total, why=" = `total`")
-
-    def __call__(self, t: int) -> float:
-        e = t - 1
-        if e < self.warmup:
-            return self.peak * (t / (self.warmup + 1))
-        if e >= self.total:
-            return self.floor
-        x = (e - self.warmup) / (self.total - self.warmup)
-        return self.floor + (self.peak - self.floor) * (1 + math.cos(math.pi * x)) / 2
+    if mult == 1:
+        e %= period
+    while e >= period:  # in whole numbers: with logarithms some restarts come a step late
+        e -= period
+        period *= mult
+    return _between(peak, floor, e / period)
 
 
-@dataclass(frozen=True, slots=True)
-class restarts:
-    """SGDR: `cosine` from `peak` to `floor` over `period` steps, again and again, each period `mult` times the last.
+@schedule("`pct_start` <= 0.5 with three phases", lambda v: v["pct_start"] <= 0.5 or not v["three_phase"])
+def one_cycle(
+    e: int, /, peak: Number, *, total: Steps, pct_start: Fraction = 0.3, div_factor: Positive = 25.0,
+    final_div_factor: Positive = 1e4, three_phase: Switch = False,
+    shape: Annotated[Literal["cosine", "linear"], one_of("cosine", "linear")] = "cosine",
+) -> float:  # fmt: skip
+    """From peak / div_factor up to `peak` in the first `pct_start` of `total`, then down to that / final_div_factor.
 
-    Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5. torch: CosineAnnealingWarmRestarts(T_0=period, T_mult=mult,
-    eta_min=floor). It has no end.
+    With `three_phase` it comes down to where it began as fast as it went up, and only then further. Smith & Topin 2018,
+    arXiv:1708.07120. torch: OneCycleLR(peak, total, ...), same names, defaults and numbers, `shape` is its
+    anneal_strategy; the momentum, which torch moves the other way, can have a schedule of its own.
     """
-
-    peak: float
-    _: KW_ONLY
-    period: int
-    mult: int = 1
-    floor: float = 0.0
-
-    def __post_init__(self) -> None:
-        _numbers(self, "peak", "floor")
-        _steps(self, "period", "mult")
-
-    def __call__(self, t: int) -> float:
-        e, period = t - 1, self.period
-        if self.mult == 1:
-            e %= period
-        while e >= period:  # whole numbers: a logarithm is off by one period at some restarts
-            e -= period
-            period *= self.mult
-        return self.floor + (self.peak - self.floor) * (1 + math.cos(math.pi * e / period)) / 2
+    low, up, last = peak / div_factor, pct_start * total - 1, total - 1
+    if e >= last:
+        return low / final_div_factor
+    if e <= up:
+        a, b, x = low, peak, e / up if up else 1.0
+    elif three_phase and e <= 2 * up:
+        a, b, x = peak, low, e / up - 1
+    else:
+        a, up = (low, 2 * up) if three_phase else (peak, up)
+        b, x = low / final_div_factor, (e - up) / (last - up)
+    return _between(a, b, x) if shape == "cosine" else a + (b - a) * x
 
 
-@dataclass(frozen=True, slots=True)
-class one_cycle:
-    """Up from peak / div_factor to `peak` in the first `pct_start` of `total`, then down to that start / final_div_factor.
-
-    `three_phase` comes down to the start as fast as it went up, and only then further. Smith & Topin 2018,
-    arXiv:1708.07120; the numbers, `shape` and defaults are those of torch's OneCycleLR(max_lr=peak, total_steps=total).
-    Torch also moves the momentum: give the rule a second schedule for that.
-    """
-
-    peak: float
-    _: KW_ONLY
-    total: int
-    pct_start: float = 0.3
-    div_factor: float = 25.0
-    final_div_factor: float = 1e4
-    shape: Literal["cosine", "linear"] = "cosine"
-    three_phase: bool = False
-
-    def __post_init__(self) -> None:
-        _numbers(self, "peak")
-        _numbers(self, "div_factor", "final_div_factor", expected="a finite number > 0", ok=lambda x: x > 0)
-        _steps(self, "total")
-        _choice(self, "shape", ("cosine", "linear"))
-        if not isinstance(self.three_phase, bool):
-            raise _reject(self, "three_phase", "True or False")
-        if self.three_phase:
-            _numbers(self, "pct_start", expected="a number in [0, 0.5]: two of three phases", ok=lambda x: 0 <= x <= 0.5)
-        else:
-            _numbers(self, "pct_start", expected="a number in [0, 1)", ok=lambda x: 0 <= x < 1)
-
-    def __call__(self, t: int) -> float:
-        e, last, up = t - 1, self.total - 1, self.pct_start * self.total - 1
-        a = self.peak / self.div_factor
-        if e <= up:
-            b, x = self.peak, e / up if up else 1.0
-        elif self.three_phase and e <= 2 * up:
-            a, b, x = self.peak, a, (e - up) / up
-        else:
-            b = a / self.final_div_factor
-            if e >= last:
-                return b
-            if self.three_phase:
-                up *= 2
-            else:
-                a = self.peak
-            x = (e - up) / (last - up)
-        return a + (b - a) * (x if self.shape == "linear" else (1 - math.cos(math.pi * x)) / 2)
-
-
-@dataclass(frozen=True, slots=True)
-class wsd:
+@schedule("`warmup` + `decay` <= `total`", lambda v: v["warmup"] + v["decay"] <= v["total"])
+def wsd(
+    e: int, /, peak: Number, *, total: Steps, decay: Count, warmup: Count = 0, floor: Number = 0.0,
+    shape: Annotated[Literal["linear", "sqrt", "cosine"], one_of("linear", "sqrt", "cosine")] = "linear",
+) -> float:  # fmt: skip
     """Warm-up, stable, decay: up to `peak` in `warmup` steps, flat, down to `floor` in the last `decay` of `total`.
 
-    With x the part of the decay that is done, the way from `peak` to `floor` left is 1 - x ("linear"), 1 - sqrt(x)
-    ("sqrt", the best of Haegele et al. 2024, arXiv:2405.18392) or (1 + cos(pi x)) / 2 ("cosine").
-    Hu et al. 2024, arXiv:2404.06395, sec. 4 (they decay exponentially: `join` with `exponential`).
+    Hu et al. 2024, arXiv:2404.06395, sec. 4 (their exponential decay: `join` with `exponential`). `shape` "sqrt" is the
+    1 - sqrt(x) that Haegele et al. 2024, arXiv:2405.18392, found best.
     """
+    if e < warmup:
+        return peak * ((e + 1) / (warmup + 1))
+    if e >= total or e < total - decay:
+        return floor if e >= total else peak
+    x = (e - total + decay) / decay
+    if shape == "cosine":
+        return _between(peak, floor, x)
+    return peak + (floor - peak) * (x if shape == "linear" else math.sqrt(x))
 
-    peak: float
-    _: KW_ONLY
-    total: int
-    decay: int
-    warmup: int = 0
-    floor: float = 0.0
-    shape: Literal["linear", "sqrt", "cosine"] = "linear"
 
-    def __post_init__(self) -> None:
-        _numbers(self, "peak", "floor")
-        _steps(self, "total")
-        _steps(self, "warmup", low=0, high=self.total, why=" = `total`")
-        _steps(self, "decay", low=0, high=self.total - self.warmup, why=" = `total` - `warmup`")
-        _choice(self, "shape", ("linear", "sqrt", "cosine"))
+def _part(value: Any) -> Callable[[int], float]:
+    if isinstance(value, type) or hasattr(value, "makes_schedules"):
+        raise TypeError  # `cosine` where `cosine(...)` was meant
+    return cast(Callable[[int], float], value) if callable(value) else constant(value)
 
-    def __call__(self, t: int) -> float:
-        e = t - 1
-        if e < self.warmup:
-            return self.peak * (t / (self.warmup + 1))
-        x = e - self.total + self.decay
-        if x <= 0 and e < self.total:
-            return self.peak
-        if e >= self.total:
-            return self.floor
-        x /= self.decay
-        left = 1 - x if self.shape == "linear" else 1 - math.sqrt(x)
-        if self.shape == "cosine":
-            left = (1 + math.cos(math.pi * x)) / 2
-        return self.floor + (self.peak - self.floor) * left
+
+Part = Annotated[Any, Kind("a schedule (made by calling one), a function of the step or a number >= 0", _part)]
+Parts = Annotated[Any, Kind("a list of schedules, functions or numbers", lambda value: tuple(map(_part, value)))]
+Cuts = Annotated[Any, Kind("a list of ints >= 1", lambda value: tuple(map(STEPS.read, value)))]
+
+
+@schedule()
+def warmup(e: int, /, schedule: Part, *, steps: Steps, start: Annotated[float | None, or_none(NUMBER)] = None) -> float:
+    """A line up to the first value of `schedule` (or number), which then begins, at its own t = 1, after `steps` steps.
+
+    `start` is the value of step 1; None is the even share 1 / (steps + 1) used everywhere here.
+    torch: LinearLR(start_factor=start / lr, total_iters=steps), then the other, in a SequentialLR(milestones=[steps]).
+    """
+    if e >= steps:
+        return schedule(e + 1 - steps)
+    peak = schedule(1)
+    return peak * ((e + 1) / (steps + 1)) if start is None else start + (peak - start) * e / steps
+
+
+@schedule(
+    "one boundary fewer than schedules, each above the one before",
+    lambda v: len(v["schedules"]) == len(v["boundaries"]) + 1 and sorted(set(v["boundaries"])) == list(v["boundaries"]),
+)
+def join(e: int, /, schedules: Parts, boundaries: Cuts) -> float:
+    """Schedules (or numbers) one after the other: the first for steps up to boundaries[0], and so on.
+
+    Each counts its own t from 1. torch: SequentialLR(milestones=boundaries).
+    """
+    i = bisect_right(boundaries, e)
+    return schedules[i](e + 1 - boundaries[i - 1] if i else e + 1)

@@ -1,4 +1,4 @@
-"""How many threads a kernel may use, and when it must not start any. Every parallel launch of fastopt goes through here."""
+"""How many threads a kernel may use, and when it must not start any. Every parallel launch goes through here."""
 
 import os
 import threading
@@ -23,7 +23,7 @@ def _cores() -> int:
 
 
 def count() -> int:
-    """Threads a parallel launch uses now: Numba's setting, capped by the process's CPU affinity and `set_num_threads`."""
+    """Threads of a parallel launch now: Numba's setting, capped by the CPU affinity and `set_num_threads`."""
     if _forked:
         return 1
     import numba

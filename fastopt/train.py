@@ -33,7 +33,9 @@ class Network:
 
     def __post_init__(self) -> None:
         if len(self.sizes) < 2 or any(isinstance(n, bool) or n != int(n) or n < 1 for n in self.sizes):
-            raise ConfigError(f"Network: `sizes` is {self.sizes!r}; expected (features, hidden..., classes), ints >= 1.")
+            raise ConfigError(
+                f"Network: `sizes` is {self.sizes!r}; expected (features, hidden..., classes), ints >= 1."
+            )
         if self.activation not in ("relu", "tanh"):
             raise ConfigError(f"Network: `activation` is {self.activation!r}; expected 'relu' or 'tanh'.")
 
@@ -42,7 +44,7 @@ class Network:
         return len(self.sizes) - 1
 
     def init(self, seed: int = 0, dtype: DTypeLike = np.float32) -> Params:
-        """Normal weights, He et al. 2015 (arXiv:1502.01852, eq. 10) before a ReLU, variance 1 / fan-in otherwise; biases 0."""
+        """Normal weights, variance 2 / fan-in before a ReLU (He et al. 2015, arXiv:1502.01852), else 1 / fan-in."""
         rng = np.random.default_rng(seed)
         params: Params = {}
         for k in range(1, self.depth + 1):
@@ -53,8 +55,8 @@ class Network:
         return params
 
     def loss_and_grad(self, params: Mapping[str, Any], x: NDArray[Any], y: NDArray[Any]) -> tuple[float, Params]:
-        """Mean cross-entropy of `x` (n, features) with labels `y` int (n,), and its gradients: dict as `params`, reused."""
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a diverging run reports its loss instead
+        """Mean cross-entropy of `x` (n, features) and labels `y` int (n,); its gradients, like `params`, reused."""
+        with np.errstate(all="ignore"):  # a diverging run reports its loss instead
             outputs = self._forward(params, x)
             delta = outputs[-1]
             loss = _cross_entropy_to_probabilities(delta, y)
@@ -72,12 +74,12 @@ class Network:
 
     def loss(self, params: Mapping[str, Any], x: NDArray[Any], y: NDArray[Any]) -> float:
         """Mean cross-entropy alone."""
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        with np.errstate(all="ignore"):
             return _cross_entropy_to_probabilities(self._forward(params, x)[-1], y)
 
     def accuracy(self, params: Mapping[str, Any], x: NDArray[Any], y: NDArray[Any]) -> float:
         """The share of `x` whose largest output is its label."""
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             return float(np.mean(np.argmax(self._forward(params, x)[-1], axis=1) == y))
 
     def _forward(self, params: Mapping[str, Any], x: NDArray[Any]) -> list[NDArray[Any]]:
@@ -155,7 +157,7 @@ def split(name: str, x: NDArray[Any], y: NDArray[Any], held_out: float = 0.2) ->
 
 
 def digits() -> Dataset:
-    """The 1797 handwritten digits (8 x 8 pixels) inside scikit-learn: 1438 to train, 359 held out. Needs `fastopt[demo]`."""
+    """The 1797 handwritten digits (8 x 8 pixels) inside scikit-learn (`fastopt[demo]`): 1438 to train, 359 held out."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -176,7 +178,9 @@ def from_file(path: str | os.PathLike[str]) -> Dataset:
                 raise ConfigError(f"{name} holds one array; expected an .npz file with keys X and y (np.savez).")
             missing = [key for key in ("X", "y") if key not in file.files]
             if missing:
-                raise ConfigError(f"{name} has no key {missing[0]!r}, only {file.files}; save it as np.savez(f, X=X, y=y).")
+                raise ConfigError(
+                    f"{name} has no key {missing[0]!r}, only {file.files}; save it as np.savez(f, X=X, y=y)."
+                )
             x, y = file["X"], file["y"]
     except ConfigError:
         raise
@@ -185,9 +189,13 @@ def from_file(path: str | os.PathLike[str]) -> Dataset:
     except Exception as error:  # a damaged zip raises many kinds
         raise ConfigError(f"{name} is not a readable .npz file of plain arrays: {error}") from error
     if x.ndim < 2 or x.dtype.kind not in "fiub":
-        raise ConfigError(f"{name}: `X` is {x.dtype} of shape {x.shape}; expected numbers of shape (examples, features).")
+        raise ConfigError(
+            f"{name}: `X` is {x.dtype} of shape {x.shape}; expected numbers of shape (examples, features)."
+        )
     if y.ndim != 1 or len(y) != len(x) or y.dtype.kind not in "iubUS":
-        raise ConfigError(f"{name}: `y` is {y.dtype} of shape {y.shape}; expected one int or string label per row of X, ({len(x)},).")
+        raise ConfigError(
+            f"{name}: `y` is {y.dtype} of shape {y.shape}; expected one int or string label per row of X, ({len(x)},)."
+        )
     if len(x) < 10 or x[0].size == 0:
         raise ConfigError(f"{name}: `X` has shape {x.shape}; expected at least 10 examples and one feature.")
     if not np.isfinite(x).all():

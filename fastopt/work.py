@@ -10,8 +10,8 @@ CHUNK = 1 << 14  # elements: 64 KiB of float32, far above a chunk's own cost (ab
 def chunks(sizes: Sequence[int], segments: Sequence[int], rows: Sequence[int], chunk: int = CHUNK) -> np.ndarray:
     """uint64 (n_chunks, 4), columns lo, hi, segment, group: every segment cut into runs of at most `chunk` elements.
 
-    `sizes`, `segments` and `rows` go together: a segment's length in elements, its row in the address table, its row in
-    the hyper table. A chunk never straddles segments. An empty segment has one empty chunk, so that its step is counted.
+    `sizes`, `segments` and `rows` go together: a segment's length in elements, its row in the address table, its row
+    in the hyper table. A chunk never straddles segments. An empty segment has one empty chunk, so that its step is counted.
     """
     size = np.asarray(sizes, np.int64)
     count = np.maximum(1, -(-size // chunk))
@@ -23,7 +23,7 @@ def chunks(sizes: Sequence[int], segments: Sequence[int], rows: Sequence[int], c
 
 
 def tasks(work: np.ndarray, n: int) -> np.ndarray:
-    """uint64 (m + 1,), m <= n: bounds of runs of consecutive chunks with nearly equal numbers of elements, one a thread."""
+    """uint64 (m + 1,), m <= n: bounds of runs of chunks with nearly equal numbers of elements, one a thread."""
     done = np.cumsum(work[:, 1] - work[:, 0], dtype=np.uint64)
     total = int(done[-1])
     inner = np.searchsorted(done, [total * (k + 1) / n for k in range(n - 1)], side="left") + 1

@@ -6,10 +6,10 @@ from fastopt.rule import rule
 
 @rule
 def adam(p, g, m, v, vmax, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, t):
-    """Adam. Kingma & Ba 2014, arXiv:1412.6980, Algorithm 1; `amsgrad`: Reddi et al. 2018, arXiv:1904.09237, Algorithm 2.
+    """Adam. Kingma & Ba 2014, arXiv:1412.6980, Algorithm 1; `amsgrad`: Reddi et al. 2018, arXiv:1904.09237, Alg. 2.
 
-    Weight decay is L2: it enters the gradient. As in PyTorch, eps is added after the bias correction of v, and AMSGrad
-    takes the maximum of the uncorrected v. Keras and SparseAdam use the paper's eps-hat; optax maximises the corrected v.
+    Weight decay is L2: it enters the gradient. As in PyTorch, eps is added after the bias correction of v, and
+    AMSGrad takes the maximum of the uncorrected v. Keras uses the paper's eps-hat; optax maximises the corrected v.
     """
     g = g + weight_decay * p
     m = beta1 * m + (1 - beta1) * g

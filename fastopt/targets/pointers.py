@@ -1,12 +1,12 @@
 """Addresses as typed pointers inside a kernel. Used by generated code alone."""
 
 from numba import types
-from numba.core.extending import intrinsic
+from numba.extending import intrinsic
 
 
 def _pointer(element: types.Type):
     @intrinsic
-    def at(typing_context, address):  # noqa: ANN
+    def at(typing_context, address):
         def codegen(context, builder, signature, arguments):
             return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 

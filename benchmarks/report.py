@@ -1,0 +1,167 @@
+"""Stored results -> docs/benchmarks.md, its pictures, and the README's table: `python -m benchmarks.report [FILE]`.
+
+Losses as well as wins: every row is printed, and everything slower than a peer is listed again under a heading.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.step import goal, value, verdict
+from fastopt.bench import duration
+from fastopt.progress import need
+
+ROOT = Path(__file__).parents[1]
+MARKERS = re.compile(r"(<!-- bench:begin -->\n).*?(<!-- bench:end -->)", re.DOTALL)
+YARDSTICKS = ("memory limit", "NumPy copy")  # move bytes and do no step
+_INTRO = """\
+# Benchmarks
+
+Written by `python -m benchmarks.report` from stored results; do not edit. To measure on your machine:
+`python -m benchmarks.step --out benchmarks/results/cpu.json`, then the report.
+
+Contenders run interleaved in one process, in rotating order, warm, compile time apart. Figures are medians; a ratio
+is the median of the ratios of neighbours in time. GB/s counts the bytes a fused step must move (parameter, gradient
+and state read; parameter and state written), whatever a contender really moves. The memory limit is a kernel that
+reads and writes as many buffers in place and computes one addition each.
+"""
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose first column holds names and the others figures."""
+    rule = "|" + "|".join(["---", *["--:"] * (len(head) - 1)]) + "|"
+    return "\n".join(["| " + " | ".join(head) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def setting(result: dict[str, Any]) -> str:
+    m = result["machine"]
+    versions = ", ".join(f"{name} {v}" for name, v in m["versions"].items() if v)
+    others = m["other processes' share of the cores"]
+    busy = "" if others is None else f" Other processes took {others:.1%} of the cores' time meanwhile."
+    return (f"{m['cpu']}, {m['cores']} cores, {m['system']}, Python {m['python']}; {versions}; threads: fastopt "
+            f"{m['threads']['fastopt']} ({m['threads']['layer']}), torch {m['threads'].get('torch', '-')}. "
+            f"Measured {m['date']}.{busy}")  # fmt: skip
+
+
+def goals(rows: Iterable[dict[str, Any]]) -> str:
+    lines = [(r["what"], value(r["value"], r["unit"]), goal(r), verdict(r), r["note"]) for r in rows]
+    return markdown(("", "measured", "goal", "met", "note"), lines)
+
+
+def details(row: dict[str, Any]) -> str:
+    """Every contender of a row, fastest first, fastopt's time as the unit."""
+    c = row["contenders"]
+    unit, lines = c["fastopt"]["seconds"], []
+    for name, s in sorted(c.items(), key=lambda item: item[1]["seconds"]):
+        spread, rate = f"{duration(s['q1'])} .. {duration(s['q3'])}", f"{s['gbps']:.1f}" if "gbps" in s else ""
+        lines.append((name, duration(s["seconds"]), spread, rate, f"{s['seconds'] / unit:.2f}"))
+    return markdown((row["what"].split(":")[0], "median", "quartiles", "GB/s", "time / fastopt's"), lines)
+
+
+def slower(result: dict[str, Any]) -> list[str]:
+    """What fastopt loses: goals missed, and peers that were faster by more than the quartiles' spread."""
+    missed = [r for r in result["rows"] if r["met"] is False]
+    found = [f"goal missed: {r['what']}: {value(r['value'], r['unit'])}, wanted {goal(r)}" for r in missed]
+    races = [(f"AdamW, {r['elements']:,} elements", r["contenders"]) for r in result["sweep"]]
+    for what, contenders in [(r["what"].split(":")[0], r["contenders"]) for r in result["rows"]] + races:
+        for name, s in contenders.items():
+            mine = contenders["fastopt"]
+            if name not in (*YARDSTICKS, "fastopt packed") and s["q3"] < mine["q1"]:
+                found.append(f"{what}: {name} takes {s['seconds'] / mine['seconds']:.2f} of fastopt's time")
+    return list(dict.fromkeys(found))
+
+
+def document(result: dict[str, Any]) -> str:
+    rows = {r["key"]: r for r in result["rows"]}
+    losses = slower(result) or ["Nothing: no goal was missed, and no peer was faster beyond the spread."]
+    seen: set[str] = set()
+    tables = []
+    for r in result["rows"]:
+        head = r["what"].split(":")[0]
+        if "fastopt" in r["contenders"] and head not in seen and not r["key"].startswith("rule-"):
+            seen.add(head)
+            tables.append(details(r))
+    columns = ("fastopt", "memory limit", "torch fused", "torch foreach")
+    catalogue = [
+        (key.removeprefix("rule-"), *(_rate(r, name) for name in columns), value(r["value"], r["unit"]))
+        for key, r in rows.items()
+        if key.startswith("rule-")
+    ]
+    names = list(dict.fromkeys(name for r in result["sweep"] for name in r["contenders"]))
+    times = [{name: duration(c["seconds"]) for name, c in r["contenders"].items()} for r in result["sweep"]]
+    swept = [
+        (f"{r['elements']:,}", *(t.get(n, "") for n in names)) for r, t in zip(result["sweep"], times, strict=True)
+    ]
+    parts = [
+        f"{_INTRO}\n{setting(result)}\n",
+        f"## Goals\n\n{goals(result['rows'])}",
+        "## Where fastopt loses\n\n" + "".join(f"- {line}\n" for line in losses),
+        "## From small to large: AdamW on one float32 array\n\n![GB/s over elements](img/bench_sweep.png)\n",
+        markdown(("elements", *names), swept),
+        "## Every contender\n\n" + "\n".join(tables),
+        "## Every rule, as a fraction of the memory limit for its own bytes\n\nGB/s; blank where torch has none.\n",
+        markdown(("", *columns, "of the limit"), catalogue),
+    ]
+    return "\n".join(parts)
+
+
+def _rate(row: dict[str, Any], name: str) -> str:
+    return f"{row['contenders'][name]['gbps']:.1f}" if name in row["contenders"] else ""
+
+
+def pictures(result: dict[str, Any], folder: Path) -> None:
+    """bench_sweep.png: GB/s and relative time over size."""
+    figure = need("matplotlib.figure", "matplotlib", "a picture").Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    races = result["sweep"]
+    for name in dict.fromkeys(name for r in races for name in r["contenders"]):
+        have = [(r["elements"], r["contenders"]) for r in races if name in r["contenders"]]
+        sizes, style = [n for n, _ in have], {"linewidth": 2.5, "zorder": 3} if name == "fastopt" else {}
+        left.loglog(sizes, [c[name]["gbps"] for _, c in have], "o-", label=name, **style)
+        right.loglog(sizes, [c[name]["seconds"] / c["fastopt"]["seconds"] for _, c in have], "o-", label=name, **style)
+    limit = next(r["contenders"]["memory limit"]["gbps"] for r in result["rows"] if "memory limit" in r["contenders"])
+    left.axhline(limit, color="gray", linestyle="--", label="memory limit")
+    left.set(xlabel="float32 elements", ylabel="GB/s a fused step must move", title="AdamW: throughput")
+    right.set(xlabel="float32 elements", ylabel="time per step / fastopt's", title="AdamW: how many times slower")
+    left.legend()
+    left.grid(alpha=0.3)
+    right.grid(alpha=0.3)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / "bench_sweep.png", dpi=110)
+
+
+def readme(result: dict[str, Any], file: Path) -> bool:
+    """Put the table between the README's markers. False if there is no such file or no markers."""
+    if not file.exists() or not MARKERS.search(text := file.read_text(encoding="utf-8")):
+        return False
+    rows = [r for r in result["rows"] if not r["key"].startswith("rule-")]
+    lines = [(r["what"].replace("AdamW, ", ""), value(r["value"], r["unit"]) or "not installed", goal(r)) for r in rows]
+    table = markdown(("float32 AdamW", "measured", "goal"), lines) + f"\n{setting(result)}\n"
+    file.write_text(MARKERS.sub(lambda m: m[1] + table + m[2], text), encoding="utf-8")
+    return True
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("results", nargs="?", type=Path, default=ROOT / "benchmarks" / "results" / "cpu.json")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder to write into (default: docs)")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    args = parser.parse_args(words)
+    result = json.loads(args.results.read_text(encoding="utf-8"))
+    if result["quick"]:
+        print("these are results of --quick, which measures nothing; run benchmarks.step without it", file=sys.stderr)
+        return 1
+    args.docs.mkdir(parents=True, exist_ok=True)
+    (args.docs / "benchmarks.md").write_text(document(result), encoding="utf-8")
+    pictures(result, args.docs / "img")
+    done = readme(result, args.readme)
+    print(f"written: benchmarks.md, img/bench_sweep.png{', README.md' if done else ' (no README.md with markers)'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""Expressions of a rule -> expressions of one element in a kernel: staged and typed."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from fastopt import math
+
+if TYPE_CHECKING:
+    from fastopt.rule import Rule
+
+# Words of the generated kernels; a rule's local of the same name gets an underscore there.
+RESERVED = frozenset(
+    "work hyper addresses tasks task chunk clock last lo hi segment group i scale "
+    "real tiny flush kernel np njit prange types".split()
+)
+_ARITHMETIC = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
+
+
+class Column(NamedTuple):
+    """A value per step and group: its name in the kernel and the Python expression that gives it."""
+
+    name: str
+    expression: str
+    timed: bool  # does it depend on t?
+
+
+class Value(NamedTuple):
+    """What an expression of the rule became."""
+
+    node: ast.expr
+    staged: bool  # of hyperparameters and literals only
+    boolean: bool = False
+
+
+class Expressions:
+    """Translates expressions. `env` says what each name means at this point; `text` grows with statements."""
+
+    def __init__(self, rule: Rule, chosen: dict[str, bool]):
+        self.rule, self.source, self.chosen = rule, rule.source, chosen
+        self.columns: dict[str, Column] = {}  # by expression
+        self.text: list[str] = []
+        self.functions: set[str] = set()
+        self.untouched = set(rule.state)  # states that still hold what the last step left
+        self.read: set[str] = set()
+        self.env = {n: Value(ast.Name(n), staged=True) for n in rule.schema}
+        self.env |= {n: Value(ast.Constant(chosen[n]), True, True) for n, h in rule.schema.items() if h.boolean}
+        self.env |= {n: Value(ast.Name(self.local(n)), staged=False) for n in ("p", "g", *rule.state)}
+        if rule.timed:
+            self.env["t"] = Value(ast.Name("t"), staged=True)
+
+    def refuse(self, node: ast.AST, reason: str) -> NoReturn:
+        self.source.refuse(node, reason)
+
+    def hold(self, value: Value) -> Value:
+        """The value under a name of its own, so that it can be used twice, or after other names have changed."""
+        if value.staged:
+            return value
+        name = next(n for k in itertools.count() if (n := f"x{k}") not in self.env)
+        self.env[name] = held = value._replace(node=ast.Name(name))
+        self.text.append(f"{name} = {ast.unparse(value.node)}")
+        return held
+
+    def local(self, name: str) -> str:
+        """What a name of the rule is called in the kernel: itself, unless the kernel uses that word."""
+        taken = name in RESERVED or name in self.rule.schema or name in math.FUNCTIONS or name.endswith("_")
+        return f"{name}_" if taken or re.fullmatch(r"k\d+|\w+_at", name) else name
+
+    def truth(self, test: ast.expr) -> bool | None:
+        """The value of a test that is made of switches, else None."""
+        if isinstance(test, ast.Constant) and isinstance(test.value, bool):
+            return test.value
+        if isinstance(test, ast.Name) and test.id in self.chosen and test.id in self.rule.schema:
+            return self.chosen[test.id]
+        if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+            inner = self.truth(test.operand)
+            return None if inner is None else not inner
+        if isinstance(test, ast.BoolOp):
+            parts = [self.truth(v) for v in test.values]
+            decides = isinstance(test.op, ast.Or)
+            return decides if decides in parts else None if None in parts else not decides
+        return None
+
+    def expr(self, node: ast.expr) -> Value:
+        handler: Callable[[Any], Value] | None = getattr(self, f"on_{type(node).__name__}", None)
+        if handler is None:
+            self.refuse(node, f"contains `{ast.unparse(node)}`; a formula is arithmetic on single numbers.")
+        return handler(node)
+
+    def on_Constant(self, node: ast.Constant) -> Value:
+        if type(node.value) not in (int, float, bool):
+            self.refuse(node, f"contains {node.value!r}; only numbers belong in a formula.")
+        return Value(node, True, isinstance(node.value, bool))
+
+    def on_Name(self, node: ast.Name | ast.Attribute) -> Value:
+        name = ast.unparse(node)
+        if name in self.env:
+            if name in self.untouched:
+                self.read.add(name)
+            return self.env[name]
+        value = self.source.lookup(node)
+        if type(value) not in (int, float):
+            what = (
+                "t, but does not take it: add `t` behind the `*`" if name == "t" else f"`{name}`, which is not a number"
+            )
+            self.refuse(node, f"uses {what}.")
+        return Value(ast.Constant(value), True)
+
+    on_Attribute = on_Name
+
+    def on_UnaryOp(self, node: ast.UnaryOp) -> Value:
+        value = self.expr(node.operand)
+        if isinstance(node.op, ast.Not):
+            return value._replace(node=ast.UnaryOp(ast.Not(), self.boolean(node, value)))
+        if not isinstance(node.op, ast.USub | ast.UAdd):
+            self.refuse(node, f"uses the operator in `{ast.unparse(node)}`; expected arithmetic.")
+        return Value(ast.UnaryOp(node.op, value.node if value.staged else self.real(value)), value.staged)
+
+    def on_BinOp(self, node: ast.BinOp) -> Value:
+        if type(node.op) not in _ARITHMETIC:
+            self.refuse(
+                node, f"uses the operator in `{ast.unparse(node)}`; expected one of {' '.join(_ARITHMETIC.values())}."
+            )
+        left, right = self.expr(node.left), self.expr(node.right)
+        if left.staged and right.staged:
+            power = right.node
+            if (
+                isinstance(node.op, ast.Sub)
+                and isinstance(power, ast.BinOp)
+                and isinstance(power.op, ast.Pow)
+                and isinstance(left.node, ast.Constant)
+                and left.node.value == 1
+                and isinstance(power.right, ast.Name)
+                and power.right.id == "t"
+            ):
+                return Value(_call("bias_correction", power.left, power.right), True)
+            return Value(ast.BinOp(left.node, node.op, right.node), True)
+        if isinstance(node.op, ast.Div) and right.staged:
+            right = Value(ast.BinOp(ast.Constant(1), ast.Div(), right.node), True)
+            return Value(ast.BinOp(self.real(left), ast.Mult(), self.real(right)), False)
+        if isinstance(node.op, ast.Pow):
+            return self.power(left, right)
+        return Value(ast.BinOp(self.real(left), node.op, self.real(right)), False)
+
+    def power(self, base: Value, exponent: Value) -> Value:
+        n = exponent.node.value if isinstance(exponent.node, ast.Constant) else None
+        if n == 0.5:
+            self.functions.add("sqrt")
+            return Value(_call("sqrt", self.real(base)), False)
+        if n in (2, 3, 4):
+            base = base._replace(node=self.real(base), staged=False)
+            x = base.node if isinstance(base.node, ast.Name) else self.hold(base).node
+            square = ast.BinOp(x, ast.Mult(), x)
+            both = {2: square, 3: ast.BinOp(square, ast.Mult(), x), 4: ast.BinOp(square, ast.Mult(), square)}
+            return Value(both[n], False)
+        return Value(ast.BinOp(self.real(base), ast.Pow(), self.real(exponent)), False)
+
+    def on_Compare(self, node: ast.Compare) -> Value:
+        sides = [self.expr(e) for e in (node.left, *node.comparators)]
+        staged = all(s.staged for s in sides)
+        operands = [s.node if staged else self.real(s) for s in sides]
+        if bad := [o for o in node.ops if isinstance(o, ast.Is | ast.IsNot | ast.In | ast.NotIn)]:
+            self.refuse(node, f"compares with `{type(bad[0]).__name__}`; expected < <= > >= == !=.")
+        return Value(ast.Compare(operands[0], node.ops, operands[1:]), staged, True)
+
+    def on_BoolOp(self, node: ast.BoolOp) -> Value:
+        values = [self.expr(v) for v in node.values]
+        staged = all(v.staged for v in values)
+        tests = [self.boolean(node, v) if staged else self.test(node, v) for v in values]
+        if staged:
+            return Value(ast.BoolOp(node.op, tests), True, True)
+        joined = tests[0]
+        for test in tests[1:]:  # `&` and `|` of bools do not branch
+            joined = ast.BinOp(joined, ast.BitAnd() if isinstance(node.op, ast.And) else ast.BitOr(), test)
+        return Value(joined, False, True)
+
+    def on_IfExp(self, node: ast.IfExp) -> Value:
+        return self.choose(node, node.test, node.body, node.orelse)
+
+    def choose(self, node: ast.expr, test: ast.expr, body: ast.expr, orelse: ast.expr) -> Value:
+        truth = self.truth(test)
+        if truth is not None:
+            return self.expr(body if truth else orelse)
+        asked, yes, no = self.expr(test), self.expr(body), self.expr(orelse)
+        if asked.staged and yes.staged and no.staged:
+            return Value(ast.IfExp(self.boolean(node, asked), yes.node, no.node), True, yes.boolean and no.boolean)
+        return Value(ast.IfExp(self.test(node, asked), self.real(yes), self.real(no)), False)
+
+    def on_Call(self, node: ast.Call) -> Value:
+        if isinstance(node.func, ast.Name) and node.func.id in self.env:
+            self.refuse(node, f"calls `{node.func.id}`, which is a number here.")
+        name = self.source.called(node)
+        if name == "where":
+            return self.choose(node, *node.args)
+        values = [self.expr(a) for a in node.args]
+        if all(v.staged for v in values):
+            return Value(_call(name, *(v.node for v in values)), True, name == "isfinite")
+        if name == "square":
+            return self.power(values[0], Value(ast.Constant(2), True))
+        self.functions.add(name)
+        return Value(_call(name, *map(self.real, values)), False, name == "isfinite")
+
+    # ---------------------------------------------------------------- what a value becomes in the kernel
+    def boolean(self, node: ast.AST, value: Value) -> ast.expr:
+        if not value.boolean:
+            self.refuse(node, f"uses `{ast.unparse(value.node)}` as a truth value; write a comparison.")
+        return value.node
+
+    def test(self, node: ast.AST, value: Value) -> ast.expr:
+        """A boolean in the kernel; a staged one is a column of 1 or 0."""
+        condition = self.boolean(node, value)
+        if not value.staged:
+            return condition
+        flag = self.column(ast.IfExp(condition, ast.Constant(1.0), ast.Constant(0.0)))
+        return ast.Compare(flag, [ast.NotEq()], [_call("real", ast.Constant(0))])
+
+    def real(self, value: Value) -> ast.expr:
+        """A number of the compute type in the kernel."""
+        if value.staged:
+            node = ast.IfExp(value.node, ast.Constant(1.0), ast.Constant(0.0)) if value.boolean else value.node
+            return self.column(node)
+        if value.boolean:
+            return ast.IfExp(value.node, _call("real", ast.Constant(1)), _call("real", ast.Constant(0)))
+        return value.node
+
+    def column(self, node: ast.expr) -> ast.expr:
+        text = ast.unparse(node)
+        names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+        if not names & {*self.rule.schema, "t"}:
+            try:
+                number = node.value if isinstance(node, ast.Constant) else eval(text, dict(math.NUMBERS))
+            except (ArithmeticError, ValueError) as error:
+                self.refuse(self.source.tree, f"contains `{text}`, which cannot be evaluated: {error}.")
+            return _call("real", ast.Constant(number))
+        if text not in self.columns:
+            numbered = sum(c.name != c.expression for c in self.columns.values())
+            name = text if text in self.rule.schema else f"k{numbered + 1}"
+            self.columns[text] = Column(name, text, "t" in names)
+        return ast.Name(self.columns[text].name)
+
+
+def _call(name: str, *args: ast.expr) -> ast.Call:
+    return ast.Call(ast.Name(name), list(args), [])

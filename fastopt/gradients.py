@@ -1,0 +1,118 @@
+"""The gradients of a step: listed, checked against the parameters, and reduced to addresses a kernel can read."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from ctypes import addressof, c_char
+from operator import call, is_
+from types import NoneType
+from typing import Any, cast
+from weakref import ref
+
+import numpy as np
+
+from fastopt.errors import GradientError
+from fastopt.params import Tree, gradient
+
+_PACKED: tuple[Callable[[], Any], ...] = (NoneType,)
+
+
+class Gradients:
+    """Reads what `step` is given. Training loops often give the same arrays again: then nothing is done per array.
+
+    Attributes:
+        pattern: per parameter the gradient's dtype, or None where it has none or is frozen.
+        addresses: uint64, per parameter; valid for this step.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        names: Sequence[str],
+        params: Sequence[np.ndarray],
+        frozen: Sequence[bool],
+        owned: Sequence[np.ndarray],
+        packed: Any,
+    ):
+        self._tree, self._names, self._params = tree, names, params
+        self._frozen = [k for k, f in enumerate(frozen) if f]
+        self._list = tree.reader()
+        self._packed = packed
+        spans = sorted((_address(a), _address(a) + a.nbytes) for a in owned if a.size)
+        self._starts, self._ends = [s for s, _ in spans], [e for _, e in spans]
+        self._seen: tuple[Callable[[], Any], ...] = ()  # weak: the caller's gradients are not kept alive
+        self._found: tuple[Callable[[], Any], ...] = ()
+        self._copies: list[np.ndarray] = []  # alive while a kernel reads them
+        self.pattern: tuple[np.dtype | None, ...] = ()
+        self.addresses = np.zeros(len(names), np.uint64)
+
+    def read(self, grads: Any) -> bool:
+        """Take in the gradients of a step; False if they are, array for array, those that `settle` saw last."""
+        if grads is None or grads is self._packed:
+            if self._packed is None:
+                raise GradientError("step() needs gradients: step(grads), or parameters packed by fastopt.pack.")
+            if self._seen is _PACKED:
+                return False
+            leaves, packed = self._tree.leaves(self._packed), True
+        else:
+            leaves, packed = self._list(grads), False
+        if self._frozen:
+            leaves = list(leaves)
+            for k in self._frozen:
+                leaves[k] = None
+        if not packed and self._seen and self._seen is not _PACKED and all(map(is_, map(call, self._seen), leaves)):
+            return False
+        self._resolve(leaves)
+        if packed:
+            self._found = _PACKED
+        return True
+
+    def settle(self) -> None:
+        """The addresses are where kernels read them: the same arrays need not be looked at again."""
+        self._seen = self._found
+
+    def _resolve(self, leaves: Sequence[Any]) -> None:
+        self._seen = ()  # whatever fails from here on, the next step looks again
+        pattern: list[np.dtype | None] = []
+        addresses: list[int] = []
+        found: list[Callable[[], Any]] = []
+        copies: list[np.ndarray] = []
+        for name, like, leaf in zip(self._names, self._params, leaves, strict=True):
+            if leaf is None:
+                pattern.append(None)
+                addresses.append(0)
+                found.append(NoneType)
+                continue
+            g = leaf if _readable(leaf, like) else gradient(leaf, like, name)
+            if g is not leaf:
+                copies.append(g)
+            address = _address(g)
+            # owned spans are disjoint: the last that starts before the gradient ends is the one that may reach into it
+            k = bisect_left(self._starts, address + g.nbytes) - 1
+            if k >= 0 and self._ends[k] > address and g.size:
+                raise GradientError(
+                    f"gradient of `{name}` shares memory with a parameter or state, which the step overwrites; copy it."
+                )
+            pattern.append(g.dtype)
+            addresses.append(address)
+            found.append(ref(g))
+        self.pattern = tuple(pattern)
+        self.addresses = np.array(addresses, np.uint64)
+        self._copies = copies
+        self._found = () if copies else tuple(found)
+
+
+def _readable(g: Any, like: np.ndarray) -> bool:
+    """Can a kernel read it as it is? True for the common case at the least cost; `gradient` looks closer."""
+    if type(g) is not np.ndarray or g.dtype is not like.dtype or g.shape != like.shape:
+        return False
+    flags = g.flags
+    return flags.c_contiguous and flags.aligned
+
+
+def _address(a: np.ndarray) -> int:
+    try:
+        return addressof(c_char.from_buffer(cast(Any, a)))  # 0.15 us; a.ctypes.data takes 0.8
+    except (TypeError, ValueError, BufferError):  # read-only, or empty
+        return a.__array_interface__["data"][0]

@@ -1,0 +1,191 @@
+"""`Optimizer`: a rule, parameters, state and a clock. A step is checked whole before the first element changes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from types import MappingProxyType
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from fastopt import params as arrays
+from fastopt import plan, state, threads
+from fastopt.errors import ConcurrentUseError, ConfigError, DeviceError, TornStateError
+from fastopt.gradients import Gradients
+from fastopt.groups import Group, Settings
+from fastopt.pack import Packed
+from fastopt.rule import Rule
+
+_T, _DIRTY, _STEPS = 0, 1, 2  # the clock: steps done, is one under way, then the steps of each parameter
+
+
+class GroupInfo(NamedTuple):
+    """A group as it stands: its pattern, its parameters' names, whether it is frozen, its current hyperparameters."""
+
+    pattern: str
+    names: tuple[str, ...]
+    frozen: bool
+    hyper: dict[str, float | bool]
+
+
+class Optimizer:
+    """Updates parameters in place by a rule: one fused pass over memory per step, on as many threads as pay.
+
+    Args:
+        rule: a `Rule`, such as `fastopt.adamw`.
+        params: one array, or a list, tuple or (nested) dict of C-contiguous float32 or float64 arrays, or what
+            `fastopt.pack` returned. They stay yours: read and written at every step, never copied.
+        device: "auto" follows the arrays; "cpu".
+        groups: `Group`s; the first whose pattern matches a parameter's path holds for it.
+        **hyper: the rule's hyperparameters, numbers or callables of the step t = 1, 2, ...; `maximize=True` ascends.
+
+    Attributes:
+        names: the paths of the parameters, in order.
+        state: state name -> the structure of the parameters (None where a parameter has no such state). Live arrays.
+
+    Raises `ConfigError`, `ArrayTypeError` or `DeviceError`, which name the parameter or hyperparameter, before anything
+    is allocated. State starts at 0 unless the rule says otherwise, and lives in 64-byte aligned buffers.
+    """
+
+    def __init__(self, rule: Rule, params: Any, *, device: str = "auto", groups: Iterable[Group] = (), **hyper: Any):
+        if not isinstance(rule, Rule):
+            raise ConfigError(f"rule is a {type(rule).__name__}; expected a rule, such as fastopt.adamw.")
+        if device not in ("auto", "cpu"):
+            why = "this version has no CUDA target" if device == "cuda" else "expected 'auto' or 'cpu'"
+            raise DeviceError(f"device is {device!r}; {why}.")
+        tree, leaves = arrays.survey(params)
+        names = tree.names()
+        if twice := [n for k, n in enumerate(names) if n in names[:k]]:
+            raise ConfigError(f"two parameters have the path `{twice[0]}`; rename a key.")
+        owned = [arrays.parameter(x, n) for x, n in zip(leaves, names, strict=True)]
+        arrays.check_overlap(owned, names)
+        self.rule, self.params, self.names = rule, params, names
+        self._settings = Settings(rule, hyper, groups, names, [a.dtype for a in owned])
+        self._segments, flats = state.allocate(rule, self._settings, owned)
+        self._clock = np.zeros(_STEPS + len(owned), np.int64)
+        frozen = [self._settings.frozen[row] for row in self._settings.of]
+        packed = params.grads if isinstance(params, Packed) and params.has_grads else None
+        self._gradients = Gradients(tree, names, owned, frozen, [*owned, *flats], packed)
+        self._plan: plan.Plan | None = None
+        self._lock = threading.Lock()
+        self.state = MappingProxyType(
+            {s: tree.build(iter([x.state.get(s) for x in self._segments])) for s in rule.state if self._uses(s)}
+        )
+
+    def _uses(self, name: str) -> bool:
+        return any(name in s.state for s in self._segments)
+
+    # ---------------------------------------------------------------- stepping
+    def step(self, grads: Any = None) -> None:
+        """One step. `grads` has the structure of the parameters; packed parameters may leave it out.
+
+        A gradient of None skips its parameter, that parameter's state and its own step count, as in PyTorch; a step
+        without any gradient changes nothing. float64 gradients for float32 parameters, and the reverse, are converted
+        in the kernel; other layouts and byte orders are copied first.
+
+        Raises `GradientError` (structure, shape, dtype, shared memory), `ConfigError` (a schedule's value),
+        `ConcurrentUseError` or `TornStateError`; after any of them parameters and state are what they were.
+        """
+        if self._lock.locked():
+            self._in_use()
+        with self._lock:  # a C lock in a `with`: no interrupt comes between taking it and the block
+            if self._clock[_DIRTY]:
+                self._torn()
+            moved = self._gradients.read(grads)
+            ready = self._plan
+            if moved or ready is None or ready.epoch != threads.epoch:
+                ready = self._aim(ready)
+            ready.run(self._settings, self._clock)
+
+    def _aim(self, ready: plan.Plan | None) -> plan.Plan:
+        """The plan for the gradients just read, its address tables filled in."""
+        gradients, clock = self._gradients, self._clock
+        if ready is None or ready.pattern != gradients.pattern or ready.epoch != threads.epoch:
+            missed = (clock[_T] - clock[_STEPS:]).tolist()
+            ready = plan.build(self.rule, self._settings, self._segments, gradients.pattern, missed)
+            self._plan = None
+        for launch in ready.launches:
+            launch.addresses[:, 1] = gradients.addresses
+        self._plan = ready
+        gradients.settle()
+        return ready
+
+    @property
+    def t(self) -> int:
+        """Steps done. A parameter whose gradient was None at some of them has done fewer."""
+        return int(self._clock[_T])
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of elements of all parameters."""
+        return sum(s.array.size for s in self._segments)
+
+    # ---------------------------------------------------------------- hyperparameters
+    @property
+    def groups(self) -> tuple[GroupInfo, ...]:
+        """The groups as they stand, the optimizer's own row (pattern "*") last; values as of the next step."""
+        settings = self._settings
+        return tuple(
+            GroupInfo(
+                p,
+                tuple(n for n, r in zip(self.names, settings.of, strict=True) if r == k),
+                settings.frozen[k],
+                self.hyper(p),
+            )
+            for k, p in enumerate(settings.patterns)
+        )
+
+    def hyper(self, pattern: str | None = None) -> dict[str, float | bool]:
+        """Values for the next step, schedules evaluated: the optimizer's own, or those of the group of a pattern."""
+        settings = self._settings
+        return dict(zip(settings.schema, settings.evaluate(settings.row(pattern), self.t + 1), strict=True))
+
+    def set(self, pattern: str | None = None, **hyper: Any) -> None:
+        """Change hyperparameters from the next step on: the optimizer's own, or those of the group of a pattern.
+
+        Groups inherit what they did not set themselves. Nothing is compiled again. Raises `ConfigError` and changes
+        nothing for an unknown name or a bad value, or a switch (such as `amsgrad`), which is fixed at construction.
+        """
+        with self._lock:
+            self._settings.update(pattern, hyper)
+
+    # ---------------------------------------------------------------- state
+    def state_dict(self) -> dict[str, Any]:
+        """State, step counts and hyperparameters as plain dicts, numbers and copies of arrays. Parameters are yours."""
+        with self._lock:
+            if self._clock[_DIRTY]:
+                self._torn()
+            return state.save(self.rule, self._settings, self.names, self._segments, self._clock)
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave, by parameter path. Ends a torn state.
+
+        Raises `CheckpointError` with every difference, and changes nothing, if it belongs to another rule or to
+        parameters of other names, shapes or dtypes. Schedules stay those of this optimizer.
+        """
+        with self._lock:
+            state.load(saved, self.rule, self._settings, self.names, self._segments, self._clock)
+            self._plan = None
+
+    def _torn(self) -> NoReturn:
+        raise TornStateError(
+            f"step {self.t + 1} of this {self.rule.name} optimizer was interrupted between two kernels: some parameters "
+            "took it and some did not. Restore the parameters and call load_state_dict(...)."
+        )
+
+    def _in_use(self) -> NoReturn:
+        raise ConcurrentUseError(
+            f"this {self.rule.name} optimizer is in use: by another thread, or by its own step (a schedule that calls "
+            "it?). Give each thread an optimizer of its own."
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an Optimizer holds addresses of your arrays and cannot be copied or pickled; copy the parameters, build a "
+            "new one on them and load_state_dict(state_dict())."
+        )
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{k}={v!r}" for k, v in self._settings.own[-1].items())
+        return f"<{self.rule.name}({shown}) of {len(self.names)} arrays, {self.num_parameters:,} elements, t={self.t}>"

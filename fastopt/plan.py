@@ -1,0 +1,176 @@
+"""What a step launches: live parameters sorted into kernels, with each kernel's tables. Built once, run every step."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastopt import threads
+from fastopt import work as worklist
+from fastopt.errors import ConfigError
+from fastopt.groups import Settings
+from fastopt.lower import Lowered
+from fastopt.math import NUMBERS
+from fastopt.rule import Rule
+from fastopt.targets import cpu
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """One parameter array as kernels see it: `buffers` are p, then its states, by name (g comes with each step)."""
+
+    array: np.ndarray
+    row: int  # in Settings
+    lowered: Lowered
+    state: dict[str, np.ndarray]
+
+
+@dataclass(eq=False)
+class Launch:
+    """One kernel call of a step: the segments that share a lowered rule, a parameter dtype and a gradient dtype."""
+
+    kernel: Callable[..., None]
+    parallel: bool
+    stages: tuple[_Stage, _Stage]  # of all columns, and of those that change with t
+    rows: list[tuple[int, int]]  # (row of Settings, steps its segments have missed): a row of `hyper` each
+    tasks: np.ndarray
+    work: np.ndarray
+    addresses: np.ndarray
+    hyper: np.ndarray
+    _fixed: list[list[Any] | None] = field(default_factory=list)  # values of the rows without schedules
+    _version: int = -1  # of the settings they are from
+
+    def write_hyper(self, settings: Settings, t: int) -> None:
+        """Bring the columns of every row to step `t`. Raises `ConfigError` and launches nothing."""
+        if self._version != settings.version:
+            self._fixed, self._version = [None] * len(self.rows), settings.version
+        every, timed = self.stages
+        for k, (row, missed) in enumerate(self.rows):
+            values = self._fixed[k]
+            stage = timed if values is not None else every
+            if values is None:
+                values = settings.evaluate(row, t)
+            try:
+                columns = stage.evaluate(*values, t - missed)
+                if math.isfinite(sum(columns)):
+                    stage.write(self.hyper, k * self.hyper.strides[0] + stage.offset, *columns)
+                    if stage is every and not settings.scheduled(row):
+                        self._fixed[k] = values
+                    continue
+                bad = next((n for n, c in zip(stage.names, columns, strict=True) if not math.isfinite(c)), "their sum")
+                reason = f"`{bad}` is not finite"
+            except (ArithmeticError, ValueError, struct.error) as error:
+                reason = str(error)
+            shown = ", ".join(f"{n}={v!r}" for n, v in zip(settings.schema, values, strict=True))
+            raise ConfigError(f"`{settings.rule.name}` cannot be evaluated at step {t} with {shown}: {reason}.")
+
+    def run(self, clock: np.ndarray, last: bool) -> None:
+        if self.parallel:
+            threads.launch(self.kernel, self.tasks, self.work, self.addresses, self.hyper, clock, last)
+        else:
+            self.kernel(self.tasks, self.work, self.addresses, self.hyper, clock, last)
+
+
+Pattern = tuple[np.dtype | None, ...]
+
+
+@dataclass(eq=False)
+class Plan:
+    """The launches of a step for one pattern of gradient dtypes (None: that segment takes no part)."""
+
+    pattern: Pattern
+    epoch: int  # of the thread policy
+    launches: list[Launch]
+    steady: bool  # is `hyper` the same at every step?
+    written: int = -1  # the version of the settings that `hyper` holds, or -1
+
+    def run(self, settings: Settings, clock: np.ndarray) -> None:
+        if self.written != settings.version:
+            t = int(clock[0]) + 1
+            for launch in self.launches:
+                launch.write_hyper(settings, t)
+            self.written = settings.version if self.steady else -1
+        last = len(self.launches) - 1
+        for k, launch in enumerate(self.launches):
+            launch.run(clock, k == last)
+
+
+def build(rule: Rule, settings: Settings, segments: Sequence[Segment], pattern: Pattern, missed: Sequence[int]) -> Plan:
+    """Sort the segments into launches. Compiles what is not compiled yet; `missed[k]`: steps segment k sat out."""
+    epoch = threads.epoch
+    launches = _launches(rule, segments, pattern, missed)
+    scheduled = any(settings.scheduled(row) for launch in launches for row, _ in launch.rows)
+    return Plan(
+        pattern, epoch, launches, steady=not scheduled and not any(launch.stages[1].names for launch in launches)
+    )
+
+
+def _launches(rule: Rule, segments: Sequence[Segment], gradients: Pattern, missed: Sequence[int]) -> list[Launch]:
+    kinds: dict[tuple[Lowered, np.dtype, np.dtype], list[int]] = {}
+    for k, (segment, dtype) in enumerate(zip(segments, gradients, strict=True)):
+        if dtype is not None:
+            kinds.setdefault((segment.lowered, segment.array.dtype, dtype), []).append(k)
+    return [_launch(rule, segments, members, missed, *kind) for kind, members in kinds.items()]
+
+
+def _launch(
+    rule: Rule,
+    segments: Sequence[Segment],
+    members: list[int],
+    missed: Sequence[int],
+    lowered: Lowered,
+    dtype: np.dtype,
+    gradient: np.dtype,
+) -> Launch:
+    rows = list(dict.fromkeys((segments[k].row, missed[k]) for k in members))
+    sizes = [segments[k].array.size for k in members]
+    work = worklist.chunks(sizes, members, [rows.index((segments[k].row, missed[k])) for k in members])
+    large = sum(sizes) * (len(lowered.loads) - 1) * dtype.itemsize + sum(sizes) * gradient.itemsize > cpu.PARALLEL_BYTES
+    if large:
+        threads.warn_if_forked()
+    n_threads = threads.count() if large else 1
+    addresses = np.zeros((len(segments), len(lowered.loads)), np.uint64)
+    for k in members:
+        buffers = {"p": segments[k].array, **segments[k].state}
+        addresses[k] = [0 if b == "g" else buffers[b].ctypes.data for _, b in lowered.loads]
+    return Launch(
+        kernel=cpu.kernel(rule.name, lowered, dtype, gradient, n_threads > 1),
+        parallel=n_threads > 1,
+        stages=_stages(tuple(rule.schema), lowered, dtype),
+        rows=rows,
+        tasks=worklist.tasks(work, n_threads),
+        work=work,
+        addresses=addresses,
+        hyper=np.zeros((len(rows), 1 + len(lowered.columns)), dtype),
+    )
+
+
+class _Stage(NamedTuple):
+    """Neighbouring columns of `hyper`: the function that computes them and the one that writes them, as `hyper`'s dtype."""
+
+    names: tuple[str, ...]
+    evaluate: Callable[..., tuple[float, ...]]  # of the schema's values, `maximize`, and t
+    write: Callable[..., None]
+    offset: int  # bytes from the row's start
+
+
+@lru_cache(maxsize=512)
+def _stages(schema: tuple[str, ...], lowered: Lowered, dtype: np.dtype) -> tuple[_Stage, _Stage]:
+    """All columns of a row, and the last ones alone, which change with t."""
+    expressions = ("-1.0 if maximize else 1.0", *(c.expression for c in lowered.columns))
+
+    def stage(first: int) -> _Stage:
+        chosen = expressions[first:]
+        # expressions that lower.py wrote from the rule's own syntax tree
+        function = eval(
+            f"lambda {', '.join((*schema, 'maximize', 't'))}: ({''.join(f'{e}, ' for e in chosen)})", dict(NUMBERS)
+        )
+        return _Stage(chosen, function, struct.Struct(f"{len(chosen)}{dtype.char}").pack_into, first * dtype.itemsize)
+
+    return stage(0), stage(len(expressions) - lowered.timed)

@@ -1,0 +1,30 @@
+"""What the compiler made of a rule, to read."""
+
+from typing import Any
+
+import numpy as np
+
+from fastopt.errors import ConfigError, DeviceError
+from fastopt.lower import lower
+from fastopt.params import FLOATS
+from fastopt.rule import Rule
+from fastopt.targets import cpu
+
+
+def source(rule: Rule, target: str = "cpu", *, dtype: Any = np.float32, gradient: Any = None, **switches: Any) -> str:
+    """The generated text of a rule's kernel for parameters of `dtype` and gradients of `gradient` (the same).
+
+    `switches` are values of the rule's switches (`amsgrad=True`, `momentum=0.9`); the others have their defaults.
+    """
+    if not isinstance(rule, Rule):
+        raise ConfigError(f"rule is a {type(rule).__name__}; expected a rule, such as fastopt.adamw.")
+    if target != "cpu":
+        raise DeviceError(f"target is {target!r}; this version generates code for 'cpu'.")
+    if unknown := [n for n in switches if n not in rule.switches]:
+        known = ", ".join(rule.switches) or "none"
+        raise ConfigError(f"`{unknown[0]}` is no switch of `{rule.name}`; its switches are: {known}.")
+    of_p, of_g = np.dtype(dtype), np.dtype(dtype if gradient is None else gradient)
+    if bad := [d for d in (of_p, of_g) if d not in FLOATS]:
+        raise ConfigError(f"dtype {bad[0]}; expected float32 or float64.")
+    chosen = tuple((n, bool(switches.get(n, rule.schema[n].default))) for n in rule.switches)
+    return cpu.source(rule.name, lower(rule, chosen), of_p, of_g)

@@ -1,0 +1,121 @@
+"""State buffers: allocated once, aligned, owned by fastopt; and the dict that carries them from run to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastopt.errors import CheckpointError, listing
+from fastopt.groups import Settings
+from fastopt.lower import lower
+from fastopt.params import ALIGN, zeros
+from fastopt.plan import Segment
+from fastopt.rule import Rule
+
+FORMAT = 1
+
+
+def allocate(rule: Rule, settings: Settings, owned: Sequence[np.ndarray]) -> tuple[list[Segment], list[np.ndarray]]:
+    """A segment per parameter, and the flat buffers their states are views of, one per state and dtype."""
+    lowered = [lower(rule, settings.switches(row)) for row in settings.of]
+    states: list[dict[str, np.ndarray]] = [{} for _ in owned]
+    flats = []
+    for name in rule.state:
+        for dtype in dict.fromkeys(a.dtype for a in owned):
+            members = [
+                k
+                for k, a in enumerate(owned)
+                if a.dtype == dtype and name in lowered[k].state and not settings.frozen[settings.of[k]]
+            ]
+            line = ALIGN // dtype.itemsize
+            ends = np.cumsum([0, *(-(-owned[k].size // line) * line for k in members)])  # each starts on a cache line
+            try:
+                flat = zeros(int(ends[-1]), dtype)
+            except MemoryError as error:
+                size = int(ends[-1]) * dtype.itemsize
+                raise MemoryError(f"no memory for state `{name}` of `{rule.name}`: {size:,} bytes.") from error
+            flats.append(flat)
+            for k, start in zip(members, ends, strict=False):
+                view = flat[start : start + owned[k].size].reshape(owned[k].shape)
+                _start(view, rule, settings, name, k, owned[k])
+                states[k][name] = view
+    rows = zip(owned, settings.of, lowered, states, strict=True)
+    return [Segment(*row) for row in rows], flats
+
+
+def _start(view: np.ndarray, rule: Rule, settings: Settings, name: str, k: int, param: np.ndarray) -> None:
+    start = rule.init.get(name, 0.0)
+    if start == "p":
+        view[...] = param
+    elif isinstance(start, str):
+        value = settings.value(settings.of[k], start)
+        start = value(1) if callable(value) else value
+    if not isinstance(start, str) and start:
+        view[...] = start
+
+
+def save(rule: Rule, settings: Settings, names: Sequence[str], segments: Sequence[Segment], clock: np.ndarray) -> dict:
+    """Everything a run needs to go on, apart from the parameters: plain dicts, numbers and copies of arrays."""
+    return {
+        "format": FORMAT,
+        "rule": rule.name,
+        "t": int(clock[0]),
+        "steps": {n: int(c) for n, c in zip(names, clock[2:], strict=True)},
+        "state": {
+            s: {n: segment.state[s].copy() for n, segment in zip(names, segments, strict=True) if s in segment.state}
+            for s in rule.state
+        },
+        "hyper": settings.state_dict(),
+    }
+
+
+def load(
+    saved: Any, rule: Rule, settings: Settings, names: Sequence[str], segments: Sequence[Segment], clock: np.ndarray
+) -> None:
+    """Take over what `save` gave: all of it, or, with a `CheckpointError` that lists every difference, nothing."""
+    problems: list[str] = []
+    if not isinstance(saved, Mapping) or saved.get("format") != FORMAT:
+        found = saved.get("format") if isinstance(saved, Mapping) else type(saved).__name__
+        raise CheckpointError(f"not a state of format {FORMAT} (found {found!r}); expected what state_dict() returned.")
+    if missing := [k for k in ("rule", "t", "steps", "state", "hyper") if k not in saved]:
+        raise CheckpointError(f"the state has no {listing(missing)}; expected what state_dict() returned.")
+    if saved["rule"] != rule.name:
+        raise CheckpointError(f"the state is of rule `{saved['rule']}`; this optimizer runs `{rule.name}`.")
+    t, steps = saved["t"], saved["steps"]
+    if not _count(t) or not isinstance(steps, Mapping) or set(steps) != set(names):
+        wrong = sorted(set(names) ^ set(steps)) if isinstance(steps, Mapping) else [steps]
+        raise CheckpointError(f"`t` ({t!r}) or the parameters of `steps` do not fit; differing: {listing(wrong)}.")
+    problems += [
+        f"steps of `{n}`: {steps[n]!r}, expected 0..{t}" for n in names if not (_count(steps[n]) and steps[n] <= t)
+    ]
+    pairs = []
+    states = saved["state"] if isinstance(saved["state"], Mapping) else {}
+    for s in {**dict.fromkeys(rule.state), **dict.fromkeys(states)}:
+        given = states.get(s, {})
+        wanted = {n: seg.state[s] for n, seg in zip(names, segments, strict=True) if s in seg.state}
+        for n in {**wanted, **given}:
+            if n not in wanted or n not in given:
+                problems.append(f"state `{s}` of `{n}`: {'not expected' if n in given else 'missing'}")
+                continue
+            a = given[n]
+            if not isinstance(a, np.ndarray) or a.shape != wanted[n].shape or a.dtype != wanted[n].dtype:
+                found = f"{a.dtype} {a.shape}" if isinstance(a, np.ndarray) else type(a).__name__
+                problems.append(f"state `{s}` of `{n}`: {found}, expected {wanted[n].dtype} {wanted[n].shape}")
+            else:
+                pairs.append((wanted[n], a))
+    problems += settings.compare(saved["hyper"])
+    if problems:
+        raise CheckpointError(f"the state does not fit this `{rule.name}` optimizer: {'; '.join(problems)}.")
+    clock[1] = 1  # torn until all is copied
+    for target, a in pairs:
+        target[...] = a
+    settings.load_state_dict(saved["hyper"])
+    clock[2:] = [steps[n] for n in names]
+    clock[0] = t
+    clock[1] = 0
+
+
+def _count(x: Any) -> bool:
+    return isinstance(x, int | np.integer) and not isinstance(x, bool) and 0 <= int(x) < 2**53  # exact in float64
