@@ -1,6 +1,8 @@
 """fastopt: optimizers for your own training loop. One formula per rule, compiled to fused kernels."""
 
 from fastopt import math, schedules
+from fastopt.callbacks import EarlyStopping, KeepBest, Restarts
+from fastopt.data import Minibatches, minibatches
 from fastopt.errors import (
     ArrayTypeError,
     CheckpointError,
@@ -14,11 +16,51 @@ from fastopt.errors import (
     TornStateError,
 )
 from fastopt.groups import Group
+from fastopt.minimize import minimize
 from fastopt.optimizer import Optimizer
 from fastopt.pack import pack
 from fastopt.rule import Domain, Fraction, NonNegative, Rule, rule
 from fastopt.rules import adagrad, adam, adamw, lion, rmsprop, sgd
+from fastopt.scipy_bridge import scipy_method
 from fastopt.source import source
 from fastopt.threads import set_num_threads
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ArrayTypeError",
+    "CheckpointError",
+    "ConcurrentUseError",
+    "ConfigError",
+    "DeviceError",
+    "Domain",
+    "EarlyStopping",
+    "FastoptError",
+    "Fraction",
+    "GradientError",
+    "Group",
+    "KeepBest",
+    "Minibatches",
+    "NonFiniteError",
+    "NonNegative",
+    "Optimizer",
+    "Restarts",
+    "Rule",
+    "RuleError",
+    "TornStateError",
+    "adagrad",
+    "adam",
+    "adamw",
+    "lion",
+    "math",
+    "minibatches",
+    "minimize",
+    "pack",
+    "rmsprop",
+    "rule",
+    "schedules",
+    "scipy_method",
+    "set_num_threads",
+    "sgd",
+    "source",
+]

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
@@ -78,7 +79,7 @@ def _from_memory(text: str, stem: str) -> ModuleType:
     return module
 
 
-def _run(spec: importlib.machinery.ModuleSpec | None, text: str) -> ModuleType:
+def _run(spec: ModuleSpec | None, text: str) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # Numba's cache looks functions up by module, before the module has run

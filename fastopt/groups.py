@@ -112,7 +112,7 @@ class Settings:
         return any(callable(self.value(row, n)) for n in self.schema)
 
     def evaluate(self, row: int, t: int) -> list[float | bool]:
-        """The values of a row at step `t`, in the order of the schema. Raises `ConfigError` for what a schedule returns."""
+        """The values of a row at step `t`, in the order of the schema. Raises `ConfigError` for a bad schedule."""
         values = []
         for name, hyper in self.schema.items():
             value = self.value(row, name)
@@ -151,9 +151,8 @@ class Settings:
     def compare(self, saved: Any) -> list[str]:
         """What keeps `saved` from being loaded here."""
         if not isinstance(saved, Mapping) or set(saved) != set(self.patterns):
-            return [
-                f"groups: {listing(saved) if isinstance(saved, Mapping) else saved!r}, expected {listing(self.patterns)}"
-            ]
+            found = listing(saved) if isinstance(saved, Mapping) else repr(saved)
+            return [f"groups: {found}, expected {listing(self.patterns)}"]
         problems = []
         for k, p in enumerate(self.patterns):
             for name, value in saved[p].items():
@@ -193,12 +192,13 @@ class Settings:
         checked: list[dict[str, Setting]] = []
         for k, settings in enumerate(own):
             where = f"`{self.rule.name}`" if k == len(own) - 1 else f"`{self.rule.name}`, group {self.patterns[k]!r}"
-            row: dict[str, Setting] = {}
+            row: dict[str, Any] = {}
             for name, value in settings.items():
                 hyper = self.schema.get(name)
                 if hyper is None:
                     raise self.rule.unknown(name)
-                row[name] = value if callable(value) and not hyper.boolean else hyper.check(value, self.dtype[k], where)
+                free = callable(value) and not hyper.boolean  # checked when it is called
+                row[name] = value if free else hyper.check(value, self.dtype[k], where)
             checked.append(row)
         for k in set(self.of):  # what is inherited must suit the heir's dtype, too
             for name, hyper in self.schema.items():

@@ -152,7 +152,7 @@ def _launch(
 
 
 class _Stage(NamedTuple):
-    """Neighbouring columns of `hyper`: the function that computes them and the one that writes them, as `hyper`'s dtype."""
+    """Neighbouring columns of `hyper`: the functions that compute and write them, rounded to `hyper`'s dtype."""
 
     names: tuple[str, ...]
     evaluate: Callable[..., tuple[float, ...]]  # of the schema's values, `maximize`, and t

@@ -6,8 +6,9 @@ from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from fastopt.errors import CheckpointError, ConfigError, listing
-from fastopt.schedule import Count, Fraction, Number, one_of, or_none, read, real
+from fastopt.schedule import Count, Fraction, Kind, Number, number, one_of, or_none, read, real
 
+_METRIC = Annotated[float, Kind("a number", number)]
 _BEST = Annotated[float | None, or_none(real("a finite number", math.isfinite))]
 _STATE = {"value": Number, "best": _BEST, "bad": Count, "resting": Count}
 
@@ -48,11 +49,8 @@ class Plateau:
         return self.value
 
     def update(self, metric: Any) -> bool:
-        """Take the next metric (any scalar; NaN and infinities never improve). True if this made the value smaller."""
-        if isinstance(metric, (bool, str, bytes)) or not hasattr(metric, "__float__") or getattr(metric, "ndim", 0):
-            got = f"{metric!r} ({type(metric).__name__})"
-            raise ConfigError(f"schedules.Plateau: `metric` is {got}; expected a number.")
-        metric, sign, bar = float(metric), 1 if self.mode == "min" else -1, self._best
+        """Take the next metric, any scalar. NaN and infinities never improve. True if this made the value smaller."""
+        metric, sign, bar = read("Plateau", "metric", _METRIC, metric), 1 if self.mode == "min" else -1, self._best
         if bar is not None:
             bar = bar * (1 - sign * self.threshold) if self.threshold_mode == "rel" else bar - sign * self.threshold
         if math.isfinite(metric) and (bar is None or sign * metric < sign * bar):

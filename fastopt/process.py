@@ -81,6 +81,7 @@ class Process:
     events: dict[str, list[Callable[[Run], Any]]]
     plateaus: list[Plateau]
     finite: float = math.nan
+    started: bool = False
     began: float = field(default_factory=time.perf_counter)
 
     def result(self, batches: Iterable[Any], full: bool) -> Result:
@@ -99,7 +100,8 @@ class Process:
                     f"; step {run.step + 1} was cut in two: some parameters have taken it and some have not, and the "
                     "optimizer refuses further steps until it is loaded with a saved state"
                 )
-        self.tell("on_end")
+        if self.started:
+            self.tell("on_end")
         history = {name: list(values) for name, values in run.history.items()}
         return Result(
             params=run.params,
@@ -198,6 +200,7 @@ class Process:
 
     def tell(self, event: str) -> None:
         answers = [hook(self.run) for hook in self.events[event]]
+        self.started = True  # from the end of on_start on, on_end is owed
         for answer in answers if event != "on_end" else ():
             if answer:
                 raise _Stop(answer if isinstance(answer, str) else "callback", self.run.message)

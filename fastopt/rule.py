@@ -63,7 +63,7 @@ class Hyper:
         return isinstance(self.default, bool)
 
     def check(self, value: Any, dtype: np.dtype | None, where: str) -> float | bool:
-        """`value` as a plain Python number. Raises `ConfigError` if it is none, outside the domain, or lost in `dtype`."""
+        """`value` as a plain number. Raises `ConfigError` if it is none, outside the domain, or lost in `dtype`."""
         if self.boolean:
             if not isinstance(value, bool | np.bool_):
                 raise ConfigError(f"{where}: `{self.name}` is {value!r}; expected True or False.")
@@ -93,7 +93,7 @@ class Hyper:
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """An update rule. Call it with parameters for an `Optimizer`; `rule.formula(p, g, *state, **hyper)` is the function.
+    """An update rule. `rule(params, **hyper)` is an `Optimizer`; `rule.formula(p, g, *state, **hyper)` one step.
 
     Attributes:
         name: the function's name.
@@ -122,6 +122,15 @@ class Rule:
     @property
     def __doc__(self) -> str | None:  # type: ignore[override]
         return self.formula.__doc__
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        kind = inspect.Parameter.KEYWORD_ONLY
+        own = [inspect.Parameter(n, kind, default=h.default) for n, h in self.schema.items()]
+        common = [
+            inspect.Parameter(n, kind, default=d) for n, d in (("maximize", False), ("groups", ()), ("device", "auto"))
+        ]
+        return inspect.Signature([inspect.Parameter("params", inspect.Parameter.POSITIONAL_ONLY), *own, *common])
 
     def __call__(self, params: Any, **options: Any) -> Optimizer:
         """`Optimizer(self, params, **options)`."""

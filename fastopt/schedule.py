@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import numbers
 import operator
 import reprlib
 from collections.abc import Callable, Mapping
@@ -73,22 +72,30 @@ class Kind(NamedTuple):
         return repr(self.expected)
 
 
+def number(value: Any) -> float:
+    """Any scalar, 0-d arrays and tensors too, as a float. Raises what `float` raises, and `TypeError` for text and bools."""
+    boolean = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
+    if boolean or isinstance(value, str | bytes) or getattr(value, "ndim", 0):
+        raise TypeError
+    return float(value)
+
+
 def real(expected: str, ok: Callable[[float], bool]) -> Kind:
     def read(value: Any) -> float:
-        number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
-        if not (math.isfinite(number) and ok(number)):
+        plain = number(value)
+        if not (math.isfinite(plain) and ok(plain)):
             raise ValueError
-        return number
+        return plain
 
     return Kind(expected, read)
 
 
 def whole(low: int) -> Kind:
     def read(value: Any) -> int:
-        number = -1 if isinstance(value, bool) else operator.index(value)
-        if not low <= number <= 2**53:  # a step beyond is not exact as a float
+        plain = -1 if isinstance(value, bool) else operator.index(value)
+        if not low <= plain <= 2**53:  # a step beyond is not exact as a float
             raise ValueError
-        return number
+        return plain
 
     return Kind(f"an int >= {low}", read)
 

@@ -173,7 +173,8 @@ def from_file(path: str | os.PathLike[str]) -> Dataset:
     """Examples from an .npz file: `X` numbers (n, ...) and `y` labels (n,), ints or strings. No pickles are read."""
     name = Path(path).name
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw:  # np.load would leave a damaged file open
+            file = np.load(raw, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ConfigError(f"{name} holds one array; expected an .npz file with keys X and y (np.savez).")
             missing = [key for key in ("X", "y") if key not in file.files]

@@ -11,7 +11,8 @@ def chunks(sizes: Sequence[int], segments: Sequence[int], rows: Sequence[int], c
     """uint64 (n_chunks, 4), columns lo, hi, segment, group: every segment cut into runs of at most `chunk` elements.
 
     `sizes`, `segments` and `rows` go together: a segment's length in elements, its row in the address table, its row
-    in the hyper table. A chunk never straddles segments. An empty segment has one empty chunk, so that its step is counted.
+    in the hyper table. A chunk never straddles segments. An empty segment has one empty chunk, which counts
+    its step.
     """
     size = np.asarray(sizes, np.int64)
     count = np.maximum(1, -(-size // chunk))

@@ -230,16 +230,17 @@ def test_state_is_what_the_oracle_holds_and_nothing_more(variant, dtype):
     p = flat(params(dtype))
     oracle = ORACLES[variant.rule](p)
     opt = variant.make(p, **variant.hyper)
+    peak = dict.fromkeys(STATE[str(variant)].split(), 0.0)
     for t in range(1, 11):
         opt.step(gradient(t, dtype))
         oracle.step(gradient(t, dtype), **variant.full())
+        peak = {name: np.maximum(high, np.abs(getattr(oracle, name))) for name, high in peak.items()}
     held = {name: x for name, x in opt.state.items() if x is not None}
     assert set(held) == set(STATE[str(variant)].split())
     for name, x in held.items():
-        expected = getattr(oracle, name)
         assert x.dtype == p.dtype and x.shape == p.shape
-        # relative: v is the square of gradients between 1e-3 and 1e3
-        np.testing.assert_allclose(x, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * 1e-6, err_msg=name)
+        # relative to the largest value each element has had: moments are sums, in which terms may cancel
+        assert np.all(np.abs(x - getattr(oracle, name)) <= TOLERANCE[dtype] * peak[name]), name
 
 
 def test_schedule_of_a_truth_tested_hyperparameter():
@@ -296,7 +297,9 @@ def test_zero_learning_rate_moves_the_state_only(variant):
 
 def test_a_bad_number_stays_in_its_own_element(variant):
     """NaN, infinity, and a finite gradient whose square overflows: as in torch, and no neighbour is touched."""
-    bad = {3: np.nan, 100: np.inf, 500: -np.inf, 900: 1e30}
+    bad = {3: np.nan, 100: np.inf, 500: -np.inf, 900: 3e19}
+    if variant.rule == "lion":
+        del bad[3]  # sign(nan) is 0 in torch, which hides it; nan in NumPy and here
     p, clean = flat(params()), flat(params())
     twin = TorchTwin(variant.rule, [p], [variant.full()])
     opt, opt_clean = variant.make(p, **variant.hyper), variant.make(clean, **variant.hyper)

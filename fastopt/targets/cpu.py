@@ -74,7 +74,7 @@ def source(rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype, par
     columns = [("scale", "-1 when maximizing, else 1"), *((c.name, c.expression) for c in lowered.columns)]
     libm = sorted(n for n in called if n in math.LIBM)
     return _TEXT.format(
-        title=f"{rule}: {dtype} parameters, {gradient} gradients, {'all' if parallel else 'one'} thread{'s' * parallel}",
+        title=f"{rule}: {dtype} parameters, {gradient} gradients, {'all threads' if parallel else 'one thread'}",
         columns="\n".join(f"#   {n}" if n == e else f"#   {n} = {e}" for n, e in columns),
         imports=f"from math import {', '.join(libm)}\n" if libm else "",
         range="prange" if parallel else "range",
