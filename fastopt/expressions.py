@@ -85,6 +85,12 @@ class Expressions:
             return decides if decides in parts else None if None in parts else not decides
         return None
 
+    def folded(self, node: ast.expr) -> ast.expr:
+        """The branch that the switches choose, where they choose."""
+        while isinstance(node, ast.IfExp) and (truth := self.truth(node.test)) is not None:
+            node = node.body if truth else node.orelse
+        return node
+
     def expr(self, node: ast.expr) -> Value:
         handler: Callable[[Any], Value] | None = getattr(self, f"on_{type(node).__name__}", None)
         if handler is None:
@@ -182,9 +188,9 @@ class Expressions:
         return self.choose(node, node.test, node.body, node.orelse)
 
     def choose(self, node: ast.expr, test: ast.expr, body: ast.expr, orelse: ast.expr) -> Value:
-        truth = self.truth(test)
-        if truth is not None:
-            return self.expr(body if truth else orelse)
+        whole = ast.IfExp(test, body, orelse)
+        if (chosen := self.folded(whole)) is not whole:
+            return self.expr(chosen)
         asked, yes, no = self.expr(test), self.expr(body), self.expr(orelse)
         if asked.staged and yes.staged and no.staged:
             return Value(ast.IfExp(self.boolean(node, asked), yes.node, no.node), True, yes.boolean and no.boolean)

@@ -142,9 +142,12 @@ class _Lowering(Expressions):
         wanted = ("p", *self.rule.state)
         if len(given) != len(wanted):
             self.refuse(node, f"returns {len(given)} values; expected {len(wanted)}: {', '.join(wanted)}.")
-        return given
+        return [self.folded(e) for e in given]
 
     def assign(self, target: ast.expr, value: ast.expr) -> None:
+        value = self.folded(value)
+        if isinstance(target, ast.Name) and isinstance(value, ast.Name) and target.id == value.id:
+            return  # `m = ... if on else m` leaves m as it is
         if isinstance(target, ast.Name):
             self.bind(target.id, self.expr(value))
         elif (

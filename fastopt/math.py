@@ -23,7 +23,7 @@ SCALAR = {
     "cbrt": "def cbrt(x):\n    y = copysign(abs(x) ** real(1 / 3), x)\n"
     "    return y - (y - x / (y * y)) * real(1 / 3) if x - x == 0 and x != 0 else x",
 }
-LIBM = ("sqrt", "exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "copysign", "floor")  # kernels import these
+LIBM = ("sqrt", "exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "copysign")  # kernels import these
 ARITY = {"copysign": 2, "maximum": 2, "minimum": 2, "clip": 3, "where": 3}  # the others take one argument
 
 
@@ -49,7 +49,6 @@ sin = _either("sin", _math.sin, np.sin)
 cos = _either("cos", _math.cos, np.cos)
 tanh = _either("tanh", _math.tanh, np.tanh)
 copysign = _either("copysign", _math.copysign, np.copysign)
-floor = _either("floor", lambda x: float(_math.floor(x)), np.floor)
 abs = _either("abs", builtins.abs, np.abs)
 sign = _either("sign", _scope["sign"], np.sign)
 maximum = _either("maximum", _scope["maximum"], np.maximum)
@@ -82,7 +81,7 @@ NUMBERS: dict[str, Callable[..., Any]] = {
 FUNCTIONS: dict[str, Callable[..., Any]] = {n: globals()[n] for n in (*LIBM, *SCALAR, "abs", "where")}
 
 _NUMPY = (
-    "sqrt exp expm1 log log1p sin cos tanh copysign floor abs sign maximum minimum clip where square cbrt"
+    "sqrt exp expm1 log log1p sin cos tanh copysign abs sign maximum minimum clip where square cbrt"
 ).split()
 # The name a kernel uses for each function object that a rule's author may have in scope under whatever name.
 CANONICAL: dict[Any, str] = {

@@ -73,7 +73,7 @@ class Kind(NamedTuple):
 
 
 def number(value: Any) -> float:
-    """Any scalar, 0-d arrays and tensors too, as a float. Raises what `float` raises, and `TypeError` for text and bools."""
+    """Any scalar, a 0-d array or tensor too, as a float. Raises what `float` raises, `TypeError` for text and bools."""
     boolean = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
     if boolean or isinstance(value, str | bytes) or getattr(value, "ndim", 0):
         raise TypeError

@@ -39,8 +39,8 @@ __all__ = [
 
 
 def _between(a: float, b: float, x: float) -> float:
-    """Half a cosine from a (x = 0) to b (x = 1)."""
-    return b + (a - b) * (1 + math.cos(math.pi * x)) / 2
+    """Half a cosine from a (x = 0, exactly) to b (x = 1)."""
+    return a + (b - a) * (1 - math.cos(math.pi * x)) / 2
 
 
 @schedule()

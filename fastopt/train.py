@@ -49,7 +49,7 @@ class Network:
         params: Params = {}
         for k in range(1, self.depth + 1):
             fan_in, fan_out = self.sizes[k - 1 : k + 1]
-            gain = 2.0 if self.activation == "relu" and k < self.depth else 1.0
+            gain = 0.01 if k == self.depth else 2.0 if self.activation == "relu" else 1.0
             params[f"w{k}"] = (rng.standard_normal((fan_in, fan_out)) * np.sqrt(gain / fan_in)).astype(dtype)
             params[f"b{k}"] = np.zeros(fan_out, dtype)
         return params
