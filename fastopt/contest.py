@@ -18,8 +18,16 @@ from fastopt.train import Dataset, Network
 HIDDEN = {"softmax": (), "mlp": (128,)}
 EPOCHS, BATCH_SIZE, ENOUGH = 30, 32, 0.95
 
-# Found on the digits with the defaults above; a rule that is not here runs with its own default.
-LEARNING_RATES = {"sgd": 0.1, "adagrad": 0.05, "rmsprop": 2e-3, "adam": 3e-3, "adamw": 3e-3, "lion": 5e-4}
+# For softmax and mlp. With these, eight seeds out of eight reach 0.964 to 0.981 on the digits, at the defaults above. A
+# rule that is not here runs with its own default.
+LEARNING_RATES = {
+    "sgd": (0.1, 0.1),
+    "adagrad": (0.05, 0.05),
+    "rmsprop": (2e-3, 2e-3),
+    "adam": (5e-3, 3e-3),
+    "adamw": (5e-3, 3e-3),
+    "lion": (1e-3, 3e-4),
+}
 
 
 @dataclass(frozen=True)
@@ -37,9 +45,10 @@ class Row:
     reason: str
 
 
-def learning_rate(rule: Rule, lr: float | None) -> float:
+def learning_rate(rule: Rule, model: str) -> float:
     default = rule.hyper.get("lr", 1e-3)
-    return lr if lr is not None else LEARNING_RATES.get(rule.name, 1e-3 if default is ... else default)
+    rates = dict(zip(HIDDEN, LEARNING_RATES.get(rule.name, ()), strict=False))
+    return rates.get(model, 1e-3 if default is ... else default)
 
 
 def contest(
@@ -58,7 +67,7 @@ def contest(
     for model in models:
         network = Network((data.features, *HIDDEN[model], data.classes))
         for rule in rules:
-            params, rate = network.init(seed), learning_rate(rule, lr)
+            params, rate = network.init(seed), learning_rate(rule, model) if lr is None else lr
             result = minimize(
                 network.loss_and_grad,
                 params,
@@ -133,7 +142,7 @@ def table(rows: Iterable[Row], data: Dataset) -> Any:
             row.model,
             row.rule,
             f"{row.lr:g}",
-            f"{row.loss:.4f}",
+            f"{row.loss:.2g}",
             accuracy if row.accuracy >= ENOUGH else f"[red]{accuracy}[/red]",
             f"{row.step * 1e6:.1f} µs",
             f"{row.faster:.1f}x",

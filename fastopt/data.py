@@ -10,9 +10,9 @@ import numpy as np
 from fastopt import build, threads
 from fastopt.errors import ArrayTypeError, CheckpointError, ConcurrentUseError, ConfigError, listing
 
-# Above this many bytes a batch, in rows longer than the 32 bytes that NumPy copies without a call, two threads take 0.5 to
-# 0.6 of the time of `np.take`. From a quarter as many they would gain 5 us on idle cores, but it costs more to
-# wait for the other thread than these bytes are worth where the cores are busy.
+# Above this many bytes a batch, in rows longer than the 32 bytes that NumPy copies without a call, two threads took
+# 0.45 to 0.6 of the time of `np.take`. At a quarter of it they still gain 5 us on idle cores, but on busy ones the wait
+# for the other thread costs far more than that.
 PARALLEL_BYTES = 1 << 20
 PARALLEL_ROW = 64
 
@@ -63,11 +63,12 @@ def _gather(source: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
 
 
 def _in_parallel(source: np.ndarray, rows: np.ndarray, out: np.ndarray) -> bool:
-    """Do it with several threads, or say that it cannot be done or does not pay."""
+    """Do it with several threads, or say that this cannot be done or does not pay. Reads nothing outside `source`."""
     width = out.nbytes // len(rows)
     in_one_piece = source[:1].flags.c_contiguous  # each row, wherever the next one lies
     plain = source.dtype.kind in "biufcSUVmM" and not source.dtype.hasobject  # no references inside to be counted
-    if width < PARALLEL_ROW or not in_one_piece or not plain:
+    as_made = source.shape[1:] == out.shape[1:] and source.dtype == out.dtype and len(source) > rows.max()
+    if width < PARALLEL_ROW or not in_one_piece or not plain or not as_made:
         return False
     if (parts := threads.count()) == 1:
         threads.warn_if_forked()

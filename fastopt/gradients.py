@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from ctypes import addressof, c_char
+from itertools import repeat
 from operator import call, is_
 from types import NoneType
 from typing import Any, cast
@@ -22,7 +23,8 @@ class Gradients:
     """Reads what `step` is given. Training loops often give the same arrays again: then nothing is done per array.
 
     Attributes:
-        pattern: per parameter the gradient's dtype, or None where it has none or is frozen.
+        kinds: per parameter the character of the gradient's dtype ("f", "d"), "" where it has none or is frozen. Text,
+            since NumPy holds None and float64 for equal.
         addresses: uint64, per parameter; valid for this step.
     """
 
@@ -44,7 +46,7 @@ class Gradients:
         self._seen: tuple[Callable[[], Any], ...] = ()  # weak: the caller's gradients are not kept alive
         self._found: tuple[Callable[[], Any], ...] = ()
         self._copies: list[np.ndarray] = []  # alive while a kernel reads them
-        self.pattern: tuple[np.dtype | None, ...] = ()
+        self.kinds: tuple[str, ...] = ()
         self.addresses = np.zeros(len(names), np.uint64)
 
     def read(self, grads: Any) -> bool:
@@ -61,12 +63,17 @@ class Gradients:
             leaves = list(leaves)
             for k in self._frozen:
                 leaves[k] = None
-        if not packed and self._seen and self._seen is not _PACKED and all(map(is_, map(call, self._seen), leaves)):
+        if not packed and self._seen and self._seen is not _PACKED and self._are_the_same(leaves):
             return False
         self._resolve(leaves)
         if packed:
             self._found = _PACKED
         return True
+
+    def _are_the_same(self, leaves: Sequence[Any]) -> bool:
+        # the reference to an array that has died gives None, too: so the Nones are counted
+        same = all(map(is_, map(call, self._seen), leaves))
+        return same and sum(map(is_, leaves, repeat(None))) == self.kinds.count("")
 
     def settle(self) -> None:
         """The addresses are where kernels read them: the same arrays need not be looked at again."""
@@ -74,13 +81,13 @@ class Gradients:
 
     def _resolve(self, leaves: Sequence[Any]) -> None:
         self._seen = ()  # whatever fails from here on, the next step looks again
-        pattern: list[np.dtype | None] = []
+        kinds: list[str] = []
         addresses: list[int] = []
         found: list[Callable[[], Any]] = []
         copies: list[np.ndarray] = []
         for name, like, leaf in zip(self._names, self._params, leaves, strict=True):
             if leaf is None:
-                pattern.append(None)
+                kinds.append("")
                 addresses.append(0)
                 found.append(NoneType)
                 continue
@@ -94,10 +101,10 @@ class Gradients:
                 raise GradientError(
                     f"gradient of `{name}` shares memory with a parameter or state, which the step overwrites; copy it."
                 )
-            pattern.append(g.dtype)
+            kinds.append(g.dtype.char)
             addresses.append(address)
             found.append(ref(g))
-        self.pattern = tuple(pattern)
+        self.kinds = tuple(kinds)
         self.addresses = np.array(addresses, np.uint64)
         self._copies = copies
         self._found = () if copies else tuple(found)

@@ -101,9 +101,9 @@ class Optimizer:
     def _aim(self, ready: plan.Plan | None) -> plan.Plan:
         """The plan for the gradients just read, its address tables filled in."""
         gradients, clock = self._gradients, self._clock
-        if ready is None or ready.pattern != gradients.pattern or ready.epoch != threads.epoch:
+        if ready is None or ready.kinds != gradients.kinds or ready.epoch != threads.epoch:
             missed = (clock[_T] - clock[_STEPS:]).tolist()
-            ready = plan.build(self.rule, self._settings, self._segments, gradients.pattern, missed)
+            ready = plan.build(self.rule, self._settings, self._segments, gradients.kinds, missed)
             self._plan = None
         for launch in ready.launches:
             launch.addresses[:, 1] = gradients.addresses

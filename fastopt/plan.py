@@ -77,14 +77,11 @@ class Launch:
             self.kernel(self.tasks, self.work, self.addresses, self.hyper, clock, last)
 
 
-Pattern = tuple[np.dtype | None, ...]
-
-
 @dataclass(eq=False)
 class Plan:
-    """The launches of a step for one pattern of gradient dtypes (None: that segment takes no part)."""
+    """The launches of a step for gradients of certain dtypes ("": that segment takes no part)."""
 
-    pattern: Pattern
+    kinds: tuple[str, ...]
     epoch: int  # of the thread policy
     launches: list[Launch]
     steady: bool  # is `hyper` the same at every step?
@@ -101,22 +98,24 @@ class Plan:
             launch.run(clock, k == last)
 
 
-def build(rule: Rule, settings: Settings, segments: Sequence[Segment], pattern: Pattern, missed: Sequence[int]) -> Plan:
+def build(
+    rule: Rule, settings: Settings, segments: Sequence[Segment], kinds: tuple[str, ...], missed: Sequence[int]
+) -> Plan:
     """Sort the segments into launches. Compiles what is not compiled yet; `missed[k]`: steps segment k sat out."""
     epoch = threads.epoch
-    launches = _launches(rule, segments, pattern, missed)
+    launches = _launches(rule, segments, kinds, missed)
     scheduled = any(settings.scheduled(row) for launch in launches for row, _ in launch.rows)
-    return Plan(
-        pattern, epoch, launches, steady=not scheduled and not any(launch.stages[1].names for launch in launches)
-    )
+    return Plan(kinds, epoch, launches, steady=not scheduled and not any(launch.stages[1].names for launch in launches))
 
 
-def _launches(rule: Rule, segments: Sequence[Segment], gradients: Pattern, missed: Sequence[int]) -> list[Launch]:
-    kinds: dict[tuple[Lowered, np.dtype, np.dtype], list[int]] = {}
-    for k, (segment, dtype) in enumerate(zip(segments, gradients, strict=True)):
-        if dtype is not None:
-            kinds.setdefault((segment.lowered, segment.array.dtype, dtype), []).append(k)
-    return [_launch(rule, segments, members, missed, *kind) for kind, members in kinds.items()]
+def _launches(
+    rule: Rule, segments: Sequence[Segment], gradients: tuple[str, ...], missed: Sequence[int]
+) -> list[Launch]:
+    alike: dict[tuple[Lowered, np.dtype, np.dtype], list[int]] = {}
+    for k, (segment, kind) in enumerate(zip(segments, gradients, strict=True)):
+        if kind:
+            alike.setdefault((segment.lowered, segment.array.dtype, np.dtype(kind)), []).append(k)
+    return [_launch(rule, segments, members, missed, *which) for which, members in alike.items()]
 
 
 def _launch(

@@ -52,7 +52,7 @@ def constant(e: int, /, value: Number) -> float:
 @schedule()
 def linear(e: int, /, start: Number, end: Number, *, total: Steps) -> float:
     """A straight line. torch: LinearLR(start_factor=start / lr, end_factor=end / lr, total_iters=total)."""
-    return end if e >= total else start + (end - start) * e / total
+    return end if e >= total else start + (end - start) * (e / total)
 
 
 @schedule()
@@ -177,7 +177,7 @@ def warmup(e: int, /, schedule: Part, *, steps: Steps, start: Annotated[float | 
     if e >= steps:
         return schedule(e + 1 - steps)
     peak = schedule(1)
-    return peak * ((e + 1) / (steps + 1)) if start is None else start + (peak - start) * e / steps
+    return peak * ((e + 1) / (steps + 1)) if start is None else start + (peak - start) * (e / steps)
 
 
 @schedule(
