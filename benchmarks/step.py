@@ -96,7 +96,8 @@ def tensors(count: int, each: int, goal: float, **timing: Any) -> Row:
     for grad, values in zip(packed.grads, g, strict=True):
         grad[...] = values
     mine = {"fastopt": ours(count, each), "fastopt packed": fo.adamw(packed).step}
-    samples = bench.interleave(mine | peers(count, each), **timing)
+    limit = {"memory limit": limits.read_modify_write(count * each, 2)} if count * each > 10**7 else {}
+    samples = bench.interleave(mine | peers(count, each) | limit, **timing)
     shape = f"{count} x {each:,}" if count > 1 else f"one of {each:,}"
     stored = figures(samples, 28 * count * each)
     return against(f"tensors-{count}x{each}", f"AdamW, {shape}: torch fused", samples, "torch fused", goal, stored)
@@ -170,7 +171,7 @@ def run(quick: bool) -> dict[str, Any]:
     return {
         "quick": quick,
         "machine": facts.machine() | {"other processes' share of the cores": others.share()},
-        "rows": [asdict(row) | {"met": row.met} for row in rows],
+        "rows": [asdict(row) | {"met": None if quick else row.met} for row in rows],
         "sweep": races,
     }
 

@@ -13,11 +13,11 @@ from fastopt.errors import ConfigError, FastoptError, hint
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit status 0; 1 if a rule misses its accuracy; 2 for a wrong call; 130 after Ctrl-C."""
-    args, rest = _parser().parse_known_args(argv)
-    if rest and args.run is not bench:
-        _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    args = _parser().parse_args(argv)
     try:
-        return args.run(args, rest) or 0
+        status = args.run(args) or 0
+        sys.stdout.flush()  # a closed pipe shows here, not when the interpreter has gone
+        return status
     except FastoptError as error:
         print(f"fastopt {args.command}: {error}", file=sys.stderr)
         return 2
@@ -34,8 +34,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="train | bench | info | source")
 
-    def command(name: str, run: Callable[..., int | None], text: str, **options: Any) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text, allow_abbrev=False, **options)
+    def command(name: str, run: Callable[..., int | None], text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         made.set_defaults(run=run)
         return made
 
@@ -51,12 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--plot", metavar="FILE.png", help="write the loss curves")
 
-    command(
-        "bench",
-        bench,
-        "Measure the rules against NumPy and torch; `fastopt bench --help` has its options.",
-        add_help=False,
-    )
+    from fastopt.bench import add_arguments
+
+    add_arguments(command("bench", bench, "Measure the rules against NumPy and torch."))
     command("info", info, "Versions, CPU, threads, cache folder, CUDA devices.")
 
     p = command("source", source, "Print the kernel generated for a rule.")
@@ -66,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def train(args: argparse.Namespace, rest: Sequence[str]) -> int:
+def train(args: argparse.Namespace) -> int:
     from fastopt import contest
     from fastopt.progress import need
     from fastopt.train import digits, from_file
@@ -123,22 +120,22 @@ def _progress(total: int) -> Iterator[Callable[..., None]]:
         display.update(task, completed=total, note="")
 
 
-def bench(args: argparse.Namespace, rest: Sequence[str]) -> int | None:
+def bench(args: argparse.Namespace) -> int:
     from fastopt.bench import main as run
 
-    return run(list(rest))
+    return run(args)
 
 
-def info(args: argparse.Namespace, rest: Sequence[str]) -> None:
-    from fastopt.report import facts
+def info(args: argparse.Namespace) -> None:
+    from fastopt import report
 
-    facts_ = facts()
-    width = max(map(len, facts_))
-    for name, value in facts_.items():
+    facts = report.facts()
+    width = max(map(len, facts))
+    for name, value in facts.items():
         print(f"{name:{width}}  {value}")
 
 
-def source(args: argparse.Namespace, rest: Sequence[str]) -> None:
+def source(args: argparse.Namespace) -> None:
     from fastopt import source as text
 
     print(text(_rule(args.rule), args.target, **dict(map(_switch, args.set))))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.bench import interleave, numpy_naive
+from fastopt.bench import duration, interleave, numpy_naive
 from fastopt.callbacks import Run
 from fastopt.errors import ConfigError
 from fastopt.minimize import Result, minimize
@@ -144,7 +144,7 @@ def table(rows: Iterable[Row], data: Dataset) -> Any:
             f"{row.lr:g}",
             f"{row.loss:.2g}",
             accuracy if row.accuracy >= ENOUGH else f"[red]{accuracy}[/red]",
-            f"{row.step * 1e6:.1f} µs",
+            duration(row.step),
             f"{row.faster:.1f}x",
         )
     return shown

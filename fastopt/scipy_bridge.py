@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.callbacks import Run
+from fastopt.callbacks import Run, finite
 from fastopt.errors import ConfigError, hint
 from fastopt.minimize import minimize
 from fastopt.process import number
@@ -33,6 +33,8 @@ def scipy_method(rule: Rule, **hyper: Any) -> Callable[..., Any]:
     """
     if not isinstance(rule, Rule):
         raise ConfigError(f"scipy_method: `rule` is {rule!r}; expected a rule such as fastopt.adam.")
+    for name in hyper.keys() - rule.schema.keys():
+        raise ConfigError(f"scipy_method: no hyperparameter `{name}` of `{rule.name}`.{hint(name, rule.schema)}")
 
     def method(
         fun: Callable[..., Any],
@@ -59,9 +61,10 @@ def scipy_method(rule: Rule, **hyper: Any) -> Callable[..., Any]:
             raise ConfigError(f"{who}: takes no bounds and no constraints; use L-BFGS-B or SLSQP for them.")
         if not callable(jac):
             raise ConfigError(f"{who}: needs a gradient: jac=True for a `fun` that returns (f, g), or jac=function.")
-        gtol = tol if gtol is None else gtol
+        gtol = 1e-5 if gtol is None and tol is None else tol if gtol is None else gtol
+        finite(who, "gtol", gtol, 0.0)
         x = np.array(x0, np.float32 if np.asarray(x0).dtype == np.float32 else np.float64)
-        watch = _Watch(callback, 1e-5 if gtol is None else float(gtol), OptimizeResult)
+        watch = _Watch(callback, gtol, OptimizeResult)
 
         def loss_and_grad(params: np.ndarray) -> tuple[float, np.ndarray]:
             point = params.copy()  # `fun` may keep what it is given

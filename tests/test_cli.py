@@ -1,6 +1,5 @@
 """The command line: in this process by `main(argv)`, and as a user starts it."""
 
-import argparse
 import os
 import signal
 import subprocess
@@ -135,14 +134,16 @@ def test_missing_extras_are_one_line_with_the_command(tmp_path, missing, argv):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for a child on Windows")
 def test_ctrl_c_exits_130_without_a_traceback():
+    code = "import sys, fastopt.cli; print('ready', flush=True); sys.exit(fastopt.cli.main(sys.argv[1:]))"
     child = subprocess.Popen(
-        [sys.executable, "-m", "fastopt.cli", "train", "--epochs", "100000", "--rule", "sgd"],
+        [sys.executable, "-c", code, "train", "--epochs", "100000", "--rule", "sgd"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )
-    time.sleep(4)  # it is training by then, or still importing: both must be quiet
+    assert child.stdout is not None and child.stdout.readline() == "ready\n"
+    time.sleep(2)  # it is training by then, or still importing: both must be quiet
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=20)
     assert child.returncode == 130 and "Traceback" not in err
@@ -190,18 +191,19 @@ def test_info_names_what_matters(capsys):
     assert os.environ["FASTOPT_CACHE_DIR"] in out and "not started" not in out
 
 
-def test_bench_gets_its_own_arguments(monkeypatch):
+def test_bench_runs_with_its_own_arguments(monkeypatch):
     from fastopt import bench
 
     seen = []
-    monkeypatch.setattr(bench, "main", lambda argv: seen.append(argv), raising=False)
-    assert cli.main(["bench", "--rule", "adam", "--sizes", "1000", "--plot", "x.png", "--help"]) == 0
-    assert seen == [["--rule", "adam", "--sizes", "1000", "--plot", "x.png", "--help"]]
+    monkeypatch.setattr(bench, "main", lambda args: seen.append(args) or 0)
+    assert cli.main(["bench", "--rule", "adam", "--sizes", "1e3", "1e4", "--plot", "x.png"]) == 0
+    assert (seen[0].rule, seen[0].sizes, seen[0].plot) == ("adam", ["1e3", "1e4"], "x.png")
 
 
 def test_help_of_every_command(capsys):
-    for argv in (["--help"], ["train", "--help"], ["source", "--help"], ["info", "--help"]):
+    for argv in (["--help"], ["train", "--help"], ["source", "--help"], ["info", "--help"], ["bench", "--help"]):
         with pytest.raises(SystemExit) as stop:
             cli.main(argv)
         assert stop.value.code == 0
-    assert "--batch-size" in capsys.readouterr().out and argparse
+    out = capsys.readouterr().out
+    assert "--batch-size" in out and "--sizes" in out

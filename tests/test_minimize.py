@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fastopt as fo
+from fastopt.callbacks import Target
 from fastopt.errors import ConfigError, GradientError
 
 A = np.array([[3.0, 1.0], [1.0, 2.0]])
@@ -252,9 +253,9 @@ def test_keep_best_without_validation_belongs_to_the_parameters_exactly():
 
 def test_target():
     w = np.array([4.0, -3.0])
-    result = fo.minimize(bowl, w, rule=fo.sgd, lr=0.1, steps=1000, callbacks=[fo.Target(0.01)])
+    result = fo.minimize(bowl, w, rule=fo.sgd, lr=0.1, steps=1000, callbacks=[Target(0.01)])
     assert result.reason == "target" and bowl(w)[0] == result.loss <= 0.01 < result.history["loss"][-2]
-    again = fo.minimize(bowl, w, rule=fo.sgd, lr=0.1, steps=1000, callbacks=[fo.Target(0.01)])
+    again = fo.minimize(bowl, w, rule=fo.sgd, lr=0.1, steps=1000, callbacks=[Target(0.01)])
     assert (again.reason, again.steps) == ("target", 0)
 
 
@@ -510,7 +511,7 @@ def test_bad_calls_are_refused_before_anything_happens(options, words):
     [
         (lambda: fo.EarlyStopping(0), "`patience` is 0"),
         (lambda: fo.EarlyStopping(3, min_delta=-1), "`min_delta` is -1"),
-        (lambda: fo.Target(math.nan), "`loss` is nan"),
+        (lambda: Target(math.nan), "`loss` is nan"),
         (lambda: fo.Restarts(0, perturb=1), "`n` is 0"),
         (lambda: fo.Restarts(3), "either `perturb`"),
         (lambda: fo.Restarts(3, perturb=-1.0), "`perturb` is -1.0"),

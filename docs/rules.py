@@ -1,0 +1,41 @@
+"""Writes docs/rules.md from the catalogue: `python docs/rules.py`."""
+
+import inspect
+import itertools
+import sys
+from pathlib import Path
+
+from fastopt.lower import lower
+from fastopt.rule import Rule
+from fastopt.rules import CATALOGUE
+
+HEAD = """# Rules
+
+Generated from the catalogue by `python docs/rules.py`. Bytes are for float32 parameters and gradients: state per
+parameter, and what a step moves (reads of p, g and state, writes of p and state).
+"""
+
+
+def section(rule: Rule) -> str:
+    source = inspect.getsource(rule.formula)
+    lines = [f"## {rule.name}", "", inspect.cleandoc(rule.__doc__ or ""), "", "```text"]
+    lines += [line for line in source.splitlines() if not line.startswith("@")]
+    lines += ["```", "", "| switches | state | state, bytes | moved, bytes |", "|---|---|---|---|"]
+    seen: set[tuple[str, ...]] = set()
+    for truth in itertools.product((False, True), repeat=len(rule.switches)):
+        chosen = tuple(zip(rule.switches, truth, strict=True))
+        state = lower(rule, chosen).state
+        if state not in seen:
+            seen.add(state)
+            on = ", ".join(n for n, v in chosen if v) or "-"
+            names = ", ".join(state) or "none"
+            lines.append(f"| {on} | {names} | {4 * len(state)} | {4 * (3 + 2 * len(state))} |")
+    return "\n".join(lines)
+
+
+def text() -> str:
+    return HEAD + "\n" + "\n\n".join(section(rule) for rule in CATALOGUE.values()) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(Path(__file__).with_suffix(".md").write_text(text()) == 0)
