@@ -159,7 +159,9 @@ def _switch(text: str) -> tuple[str, bool]:
     try:
         truth = {"true": True, "false": False}[value.lower()] if value.isalpha() else bool(float(value))
     except (KeyError, ValueError):
-        raise ConfigError(f"--set: got {text!r}; expected SWITCH=true, SWITCH=false or a number, as momentum=0.9.") from None
+        raise ConfigError(
+            f"--set: got {text!r}; expected SWITCH=true, SWITCH=false or a number, as momentum=0.9."
+        ) from None
     return name, truth
 
 

@@ -173,12 +173,17 @@ class Settings:
         return problems
 
     def load_state_dict(self, saved: Mapping[str, Mapping[str, Any]]) -> None:
-        """Numbers are taken over, live schedules stay and take over their own state."""
+        """Numbers are taken over, live schedules stay and take over their own state. All or nothing."""
         own = self._restored(saved)
-        for k, p in enumerate(self.patterns):
-            for name, value in saved[p].items():
-                if isinstance(value, Mapping):
-                    cast(Any, own[k][name]).load_state_dict(value)
+        pairs = [(cast(Any, own[k][n]), v) for k, p in enumerate(self.patterns) for n, v in saved[p].items()]
+        stateful = [(schedule, state, schedule.state_dict()) for schedule, state in pairs if isinstance(state, Mapping)]
+        try:
+            for schedule, state, _ in stateful:
+                schedule.load_state_dict(state)
+        except BaseException:
+            for schedule, _, before in stateful:
+                schedule.load_state_dict(before)
+            raise
         self.own, self.version = own, self.version + 1
 
     def _restored(self, saved: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Setting]]:

@@ -108,10 +108,10 @@ def load(
     problems += settings.compare(saved["hyper"])
     if problems:
         raise CheckpointError(f"the state does not fit this `{rule.name}` optimizer: {'; '.join(problems)}.")
+    settings.load_state_dict(saved["hyper"])
     clock[1] = 1  # torn until all is copied
     for target, a in pairs:
         target[...] = a
-    settings.load_state_dict(saved["hyper"])
     clock[2:] = [steps[n] for n in names]
     clock[0] = t
     clock[1] = 0

@@ -49,7 +49,21 @@ def test_train_as_a_user_starts_it(tmp_path):
 
 def test_train_on_own_data_with_own_settings(tmp_path, capsys):
     path = small_file(tmp_path)
-    argv = ["train", "--data", path, "--rule", "sgd", "lion", "sgd", "--epochs", "2", "--batch-size", "999", "--lr", "0.01"]
+    argv = [
+        "train",
+        "--data",
+        path,
+        "--rule",
+        "sgd",
+        "lion",
+        "sgd",
+        "--epochs",
+        "2",
+        "--batch-size",
+        "999",
+        "--lr",
+        "0.01",
+    ]
     assert cli.main([*argv, "--seed", "3"]) == 0
     out = capsys.readouterr().out
     assert "mine.npz" in out and out.count("lion") == 2 and out.count("sgd") == 2 and "0.01" in out  # two models
@@ -123,7 +137,9 @@ def test_argparse_refuses(argv, words, capsys):
     assert stop.value.code == 2 and words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("missing, argv", [("rich", ["train"]), ("sklearn", ["train"]), ("matplotlib", ["train", "--plot", "x.png"])])
+@pytest.mark.parametrize(
+    "missing, argv", [("rich", ["train"]), ("sklearn", ["train"]), ("matplotlib", ["train", "--plot", "x.png"])]
+)
 def test_missing_extras_are_one_line_with_the_command(tmp_path, missing, argv):
     (tmp_path / missing).mkdir()
     (tmp_path / missing / "__init__.py").write_text("raise ImportError('hidden')")
@@ -186,7 +202,17 @@ def test_source_into_a_closed_pipe():
 def test_info_names_what_matters(capsys):
     assert cli.main(["info"]) == 0
     out = capsys.readouterr().out
-    for name in ("fastopt", "Python", "numpy", "numba", "CPU features", "threads", "threading layer", "cache folder", "CUDA"):
+    for name in (
+        "fastopt",
+        "Python",
+        "numpy",
+        "numba",
+        "CPU features",
+        "threads",
+        "threading layer",
+        "cache folder",
+        "CUDA",
+    ):
         assert name in out
     assert os.environ["FASTOPT_CACHE_DIR"] in out and "not started" not in out
 

@@ -79,7 +79,11 @@ def test_every_batch_size_finds_the_regression(batch_size):
 def test_a_minibatches_object_and_plain_batches():
     x, y = regression()
     a, b, c = line(), line(), line()
-    kinds = (x, y), fo.minibatches(x, y, batch_size=16, shuffle=False), [(x[k : k + 16], y[k : k + 16]) for k in (0, 16, 32, 48)]
+    kinds = (
+        (x, y),
+        fo.minibatches(x, y, batch_size=16, shuffle=False),
+        [(x[k : k + 16], y[k : k + 16]) for k in (0, 16, 32, 48)],
+    )
     for params, data in zip((a, b, c), kinds, strict=True):
         options = {"batch_size": 16, "shuffle": False} if isinstance(data, tuple) else {}
         fo.minimize(squares, params, data, rule=fo.sgd, lr=0.1, epochs=3, **options)
@@ -208,7 +212,9 @@ def test_early_stopping_and_keep_best():
 def test_early_stopping_alone_keeps_the_last_parameters():
     train, validation = u_turn(best_at=5.0)
     p = np.zeros(1)
-    result = fo.minimize(train, p, rule=fo.sgd, lr=1.0, steps=100, validation=validation, callbacks=[fo.EarlyStopping(3)])
+    result = fo.minimize(
+        train, p, rule=fo.sgd, lr=1.0, steps=100, validation=validation, callbacks=[fo.EarlyStopping(3)]
+    )
     assert p.tolist() == [8.0] and result.best_params is None and result.best_loss == 0
 
 
@@ -238,7 +244,15 @@ def test_keep_best_against_overfitting_on_real_noise():
     for callbacks in ([], [fo.KeepBest()]):
         w = np.zeros(25)
         result = fo.minimize(
-            fit, w, (x[:20], y[:20]), rule=fo.adam, lr=0.02, batch_size=5, epochs=100, validation=test_loss, callbacks=callbacks
+            fit,
+            w,
+            (x[:20], y[:20]),
+            rule=fo.adam,
+            lr=0.02,
+            batch_size=5,
+            epochs=100,
+            validation=test_loss,
+            callbacks=callbacks,
         )
         ends.append(test_loss(w))
         assert result.validation == ends[-1]
@@ -448,7 +462,9 @@ def test_result_is_frozen_and_readable():
     with pytest.raises(AttributeError):
         result.loss = 0.0  # type: ignore[misc]
     text = repr(result)
-    assert all(part in text for part in ("reason='steps'", "validation=0.5", "steps=20", "rule=adam")) and len(text) < 250
+    assert (
+        all(part in text for part in ("reason='steps'", "validation=0.5", "steps=20", "rule=adam")) and len(text) < 250
+    )
 
 
 def test_progress_draws_a_bar_and_gives_the_terminal_back(capsys):

@@ -16,29 +16,29 @@ def both(x):
 
 @pytest.mark.parametrize(
     "rule, hyper",
-    [
-        (fo.adam, dict(lr=0.05)),
-        (fo.adamw, dict(lr=0.05, weight_decay=0.0)),
-        (fo.sgd, dict(lr=1e-3, momentum=0.9)),
-        (fo.rmsprop, dict(lr=fo.schedules.cosine(0.02, total=3000))),
-        (fo.adagrad, dict(lr=0.5)),
-        (fo.lion, dict(lr=fo.schedules.cosine(0.02, total=3000))),
-    ],
+    [(fo.adam, dict(lr=0.05)), (fo.adamw, dict(lr=0.05, weight_decay=0.0)), (fo.sgd, dict(lr=1e-3, momentum=0.9))],
     ids=lambda v: getattr(v, "name", ""),
 )
 def test_rosenbrock_agrees_with_scipy(rule, hyper):
     own = minimize(both, X0, jac=True, method="BFGS")
-    result = minimize(both, X0, jac=True, method=fo.scipy_method(rule, **hyper), options={"maxiter": 8000})
-    # lion's steps have a fixed length, so it ends near, not at, the minimum; the others stop at a gradient of 1e-5,
-    # and Rosenbrock's flattest curvature is 0.4
-    tolerance = 0.05 if rule is fo.lion else 2e-4
-    np.testing.assert_allclose(result.x, own.x, atol=tolerance)
+    result = minimize(both, X0, jac=True, method=fo.scipy_method(rule, **hyper))
+    # a gradient of 1e-5 over Rosenbrock's flattest curvature at the minimum, 0.4: off by 2.5e-5 along the valley
+    np.testing.assert_allclose(result.x, own.x, atol=1e-4)
+    assert result.success and result.status == 0 and np.abs(result.jac).max() <= 1e-5
     assert X0.tolist() == [-1.2, 1.0]
     assert result.fun == rosen(result.x) and np.array_equal(result.jac, rosen_der(result.x))
     assert result.nfev == result.njev == result.nit + 1
-    if rule is not fo.lion:
-        assert result.success and result.status == 0 and np.abs(result.jac).max() <= 1e-5
-        assert own.keys() - {"hess_inv"} <= result.keys()
+    assert own.keys() - {"hess_inv"} <= result.keys()
+
+
+@pytest.mark.parametrize(
+    "rule, lr", [(fo.adagrad, 0.5), (fo.rmsprop, 0.02), (fo.lion, 0.02)], ids=lambda v: str(v)[:10]
+)
+def test_rules_whose_steps_do_not_shrink_by_themselves_come_near(rule, lr):
+    method = fo.scipy_method(rule, lr=fo.schedules.cosine(lr, total=4000))
+    result = minimize(both, X0, jac=True, method=method, options={"maxiter": 4000})
+    np.testing.assert_allclose(result.x, 1, atol=0.1)  # they creep along the valley, or hop across it
+    assert result.fun < 1e-3 * rosen(X0) and result.status == 1
 
 
 def test_a_separate_gradient_args_and_tol():
@@ -55,7 +55,12 @@ def test_a_separate_gradient_args_and_tol():
 
 def test_maxiter():
     result = minimize(both, X0, jac=True, method=fo.scipy_method(fo.adam), options={"maxiter": 7})
-    assert (result.nit, result.nfev, result.status, result.success) == (7, 8, 1, False) and "iterations" in result.message
+    assert (result.nit, result.nfev, result.status, result.success) == (
+        7,
+        8,
+        1,
+        False,
+    ) and "iterations" in result.message
     at_start = minimize(both, np.ones(2), jac=True, method=fo.scipy_method(fo.adam))
     assert (at_start.nit, at_start.nfev, at_start.success) == (0, 1, True)
     none = minimize(both, X0, jac=True, method=fo.scipy_method(fo.adam), options={"maxiter": 0})
