@@ -88,7 +88,7 @@ def _kernels() -> dict[str, str]:
         optimizer.step(g)
         again = min(again, time.perf_counter() - begin)
     try:
-        layer = numba.threading_layer()
+        layer = numba.threading_layer()  # type: ignore[attr-defined]
     except ValueError:
         layer = f"not started (configured: {numba.config.THREADING_LAYER})"  # type: ignore[attr-defined]
     return {

@@ -61,10 +61,10 @@ def scipy_method(rule: Rule, **hyper: Any) -> Callable[..., Any]:
             raise ConfigError(f"{who}: takes no bounds and no constraints; use L-BFGS-B or SLSQP for them.")
         if not callable(jac):
             raise ConfigError(f"{who}: needs a gradient: jac=True for a `fun` that returns (f, g), or jac=function.")
-        gtol = 1e-5 if gtol is None and tol is None else tol if gtol is None else gtol
-        finite(who, "gtol", gtol, 0.0)
+        tolerance = gtol if gtol is not None else tol if tol is not None else 1e-5
+        finite(who, "gtol", tolerance, 0.0)
         x = np.array(x0, np.float32 if np.asarray(x0).dtype == np.float32 else np.float64)
-        watch = _Watch(callback, gtol, OptimizeResult)
+        watch = _Watch(callback, tolerance, OptimizeResult)
 
         def loss_and_grad(params: np.ndarray) -> tuple[float, np.ndarray]:
             point = params.copy()  # `fun` may keep what it is given

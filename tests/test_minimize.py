@@ -539,8 +539,16 @@ def test_callbacks_check_their_settings(make, words):
         make()
 
 
-@pytest.mark.parametrize("answer, words", [(3.0, "float; expected"), ((1, 2, 3), "tuple; expected"), (("a", 1), "loss .* is 'a'"),
-                                           ((np.ones(2), np.ones(2)), "array of shape"), ((1j, np.ones(2)), "is 1j")])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (3.0, "float; expected"),
+        ((1, 2, 3), "tuple; expected"),
+        (("a", 1), "loss .* is 'a'"),
+        ((1j, np.ones(2)), "is 1j"),
+        ((np.ones(2), np.ones(2)), "array of shape"),
+    ],
+)
 def test_a_wrong_answer_of_the_loss_is_named(answer, words):
     with pytest.raises(ConfigError, match=words):
         fo.minimize(lambda p: answer, np.ones(2), rule=fo.sgd, steps=1)

@@ -31,14 +31,11 @@ def test_rosenbrock_agrees_with_scipy(rule, hyper):
     assert own.keys() - {"hess_inv"} <= result.keys()
 
 
-@pytest.mark.parametrize(
-    "rule, lr", [(fo.adagrad, 0.5), (fo.rmsprop, 0.02), (fo.lion, 0.02)], ids=lambda v: str(v)[:10]
-)
-def test_rules_whose_steps_do_not_shrink_by_themselves_come_near(rule, lr):
-    method = fo.scipy_method(rule, lr=fo.schedules.cosine(lr, total=4000))
-    result = minimize(both, X0, jac=True, method=method, options={"maxiter": 4000})
+@pytest.mark.parametrize("rule, lr", [(fo.adagrad, 1.0), (fo.rmsprop, fo.schedules.cosine(0.02, total=4000))], ids=str)
+def test_rules_without_momentum_come_near(rule, lr):
+    result = minimize(both, X0, jac=True, method=fo.scipy_method(rule, lr=lr), options={"maxiter": 4000})
     np.testing.assert_allclose(result.x, 1, atol=0.1)  # they creep along the valley, or hop across it
-    assert result.fun < 1e-3 * rosen(X0) and result.status == 1
+    assert result.fun < 1e-3 * rosen(X0) and (result.status, result.nit) == (1, 4000)
 
 
 def test_a_separate_gradient_args_and_tol():

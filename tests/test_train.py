@@ -198,7 +198,7 @@ def test_table_and_plot(all_rows, tmp_path):
     console.print(contest.table(all_rows, data))
     text = console.export_text()
     console.file.close()
-    assert all(word in text for word in ("softmax", "mlp", "lion", "held-out accuracy", "µs", "1438"))
+    assert all(word in text for word in ("softmax", "mlp", "lion", "held-out accuracy", " us", "1438"))
     path = tmp_path / "curves.png"
     contest.check_plot(str(path))
     contest.plot(all_rows, str(path))

@@ -9,8 +9,9 @@ import numpy as np
 from fastopt import build, math
 from fastopt.lower import Lowered
 
-# Bytes of parameters, gradients and state above which a second thread pays for its start (benchmarks/NOTES.md).
-PARALLEL_BYTES = 1 << 20
+# Bytes of parameters, gradients and state above which a step uses all threads. On idle cores a second one pays from
+# 1 MiB on, but on busy cores a parallel launch waits for the scheduler, milliseconds: there must be something to win.
+PARALLEL_BYTES = 1 << 22
 
 # No fastmath flag at all: strict IEEE arithmetic gives the same bits on every CPU, thread count and split into chunks,
 # keeps NaN tests alive, and costs at most a tenth where data sits in cache, nothing where it comes from memory.
