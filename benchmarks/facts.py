@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("fastopt", "numpy", "numba", "llvmlite", "torch", "deepspeed")
+OTHERS = "other processes' share of the cores"  # key of what `Others` measures
 
 
 def machine() -> dict[str, Any]:

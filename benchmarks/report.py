@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.facts import OTHERS
 from benchmarks.step import goal, value, verdict
 from fastopt.bench import duration
 from fastopt.progress import need
@@ -32,15 +33,15 @@ reads and writes as many buffers in place and computes one addition each.
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose first column holds names and the others figures."""
-    rule = "|" + "|".join(["---", *["--:"] * (len(head) - 1)]) + "|"
+    """A table whose first column holds names and the others figures, or notes."""
+    rule = "|" + "|".join(["---", *("---" if h == "note" else "--:" for h in head[1:])]) + "|"
     return "\n".join(["| " + " | ".join(head) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
 
 
 def setting(result: dict[str, Any]) -> str:
     m = result["machine"]
     versions = ", ".join(f"{name} {v}" for name, v in m["versions"].items() if v)
-    others = m["other processes' share of the cores"]
+    others = m[OTHERS]
     busy = "" if others is None else f" Other processes took {others:.1%} of the cores' time meanwhile."
     return (f"{m['cpu']}, {m['cores']} cores, {m['system']}, Python {m['python']}; {versions}; threads: fastopt "
             f"{m['threads']['fastopt']} ({m['threads']['layer']}), torch {m['threads'].get('torch', '-')}. "

@@ -85,8 +85,8 @@ def large(n: int, **timing: Any) -> list[Row]:
     fraction = samples["fastopt"].times_faster_than(samples["memory limit"])
     return [
         Row("limit", f"{name}: of the memory limit", fraction, "of", 0.95, "", stored),
-        against("large-torch", f"{name}: torch fused", samples, "torch fused", 1.0, stored),
-        against("large-deepspeed", f"{name}: DeepSpeed CPUAdam", samples, "DeepSpeed CPUAdam", 1.0, stored),
+        against("large-torch", f"{name}: against torch fused", samples, "torch fused", 1.0, stored),
+        against("large-deepspeed", f"{name}: against DeepSpeed CPUAdam", samples, "DeepSpeed CPUAdam", 1.0, stored),
     ]
 
 
@@ -98,15 +98,15 @@ def tensors(count: int, each: int, goal: float, **timing: Any) -> Row:
     mine = {"fastopt": ours(count, each), "fastopt packed": fo.adamw(packed).step}
     limit = {"memory limit": limits.read_modify_write(count * each, 2)} if count * each > 10**7 else {}
     samples = bench.interleave(mine | peers(count, each) | limit, **timing)
-    shape = f"{count} x {each:,}" if count > 1 else f"one of {each:,}"
+    what = f"AdamW, {f'{count} x' if count > 1 else 'one of'} {each:,}: against torch fused"
     stored = figures(samples, 28 * count * each)
-    return against(f"tensors-{count}x{each}", f"AdamW, {shape}: torch fused", samples, "torch fused", goal, stored)
+    return against(f"tensors-{count}x{each}", what, samples, "torch fused", goal, stored)
 
 
 def plain(n: int, **timing: Any) -> Row:
     samples = bench.race(fo.adamw, n, **timing).samples
     value = samples["fastopt"].times_faster_than(samples["NumPy out="])
-    return Row("numpy", f"AdamW, {n:,}: NumPy out=", value, "x", 8.0, "", figures(samples, 28 * n))
+    return Row("numpy", f"AdamW, {n:,}: against NumPy out=", value, "x", 8.0, "", figures(samples, 28 * n))
 
 
 def starting(repeat: int) -> list[Row]:
@@ -170,7 +170,7 @@ def run(quick: bool) -> dict[str, Any]:
     races = sweep([10**k for k in (range(3, 5) if quick else range(3, 9))], budget=20.0, **timing)
     return {
         "quick": quick,
-        "machine": facts.machine() | {"other processes' share of the cores": others.share()},
+        "machine": facts.machine() | {facts.OTHERS: others.share()},
         "rows": [asdict(row) | {"met": None if quick else row.met} for row in rows],
         "sweep": races,
     }
@@ -205,6 +205,8 @@ def main(words: Sequence[str] | None = None) -> int:
     args = parser.parse_args(words)
     result = run(args.quick)
     show(result)
+    if (result["machine"][facts.OTHERS] or 0.0) > 0.05:
+        print("Other processes took more than 5 % of the cores: do not trust these figures.", file=sys.stderr)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1) + "\n")

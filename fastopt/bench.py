@@ -68,8 +68,7 @@ def interleave(contenders: Mapping[str, Step], *, repeat: int = 15, warmup: int 
             contenders[name]()
             while time.perf_counter() < warm:
                 contenders[name]()
-            # timeit: perf_counter, with the garbage collector off
-            seconds[name].append(timeit.timeit(contenders[name], number=calls[name]) / calls[name])
+            seconds[name].append(timeit.timeit(contenders[name], number=calls[name]) / calls[name])  # without gc
     return {name: Sample(tuple(s)) for name, s in seconds.items()}
 
 
@@ -97,8 +96,7 @@ def numpy_naive(rule: Rule, p: np.ndarray, g: np.ndarray, state: Sequence[str], 
     now = [p, *(np.zeros_like(p) if name in state else np.zeros((), p.dtype) for name in rule.state)]
 
     def step() -> None:
-        t = {"t": next(steps)} if rule.timed else {}
-        new = rule.formula(now[0], g, *now[1:], **h, **t)
+        new = rule.formula(now[0], g, *now[1:], **h, **({"t": next(steps)} if rule.timed else {}))
         now[:] = new if isinstance(new, tuple) else (new,)
 
     return step
@@ -164,11 +162,11 @@ def race(rule: Rule, n: int, extra: Mapping[str, Callable[..., Any]] | None = No
     p, g = buffer(n, 0.5), buffer(n, 1e-3)
     optimizer = rule(p)
     state = used_state(optimizer)
-    made = {"fastopt": partial(optimizer.step, g)}
-    made |= {f"torch {kind}": torch_step(rule, [p], [g], kind) for kind in ("fused", "foreach")}
+    made = {f"torch {kind}": torch_step(rule, [p], [g], kind) for kind in ("fused", "foreach")}
     made |= {name: make(rule, [p], [g]) for name, make in (extra or {}).items()}
     made |= {"NumPy out=": numpy_out(rule, p, g, state), "NumPy naive": numpy_naive(rule, p, g, state)}
-    return Race(n, n * traffic(state), interleave({name: step for name, step in made.items() if step}, **timing))
+    made = {"fastopt": partial(optimizer.step, g)} | {name: step for name, step in made.items() if step}
+    return Race(n, n * traffic(state), interleave(made, **timing))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -188,6 +186,9 @@ def main(args: argparse.Namespace | Sequence[str] | None = None) -> int:
     if args.rule not in CATALOGUE:
         raise ConfigError(f"no rule `{args.rule}`; there are {listing(CATALOGUE)}.{hint(args.rule, CATALOGUE)}")
     races = []
+    with suppress(AttributeError, OSError):  # Windows
+        if os.getloadavg()[0] > (os.cpu_count() or 1) / 4:
+            print("This machine is busy: expect slow, scattered figures, the parallel ones above all.", file=sys.stderr)
     for n in [_size(word) for word in args.sizes]:
         if 96 * n > _free_memory():  # 24 float32 arrays: all contenders' states and NumPy's temporaries
             print(f"{n:,} elements left out: they need {96e-9 * n:.1f} GB of free memory.", file=sys.stderr)

@@ -7,8 +7,8 @@ A callback is any object with one or more of these methods, each taking the `Run
     on_epoch(run)   after every epoch, when `run.metric` is known and belongs to `run.params`
     on_end(run)     after on_start, however the run stopped (but not when an exception leaves `minimize`)
 
-The first three may return a string, the reason to stop (`run.message` may say more). Every callback hears an event
-before the run stops. One that keeps state resets it in `on_start`, since `Restarts` makes several runs.
+The first three may return a string, the reason to stop (`run.message` may say more), or True. Every callback hears an
+event before the run stops. One that keeps state resets it in `on_start`, since `Restarts` makes several runs.
 """
 
 import math

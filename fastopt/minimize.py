@@ -68,17 +68,7 @@ def minimize(
     if not isinstance(rule, Rule):
         raise ConfigError(f"minimize: `rule` is {rule!r}; expected a rule such as fastopt.adam.")
     for name in hyper.keys() - rule.schema.keys() - {"device"}:
-        options = [
-            *rule.schema,
-            "batch_size",
-            "epochs",
-            "steps",
-            "seed",
-            "shuffle",
-            "validation",
-            "callbacks",
-            "progress",
-        ]
+        options = [*rule.schema, *(minimize.__kwdefaults__ or {})]
         raise ConfigError(
             f"minimize: `{name}` is no option, and no hyperparameter of `{rule.name}`.{hint(name, options)}"
         )

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,15 +14,15 @@ from fastopt.optimizer import _DIRTY, Optimizer
 from fastopt.schedules import Plateau
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Result:
     """How a run of `minimize` ended.
 
     Attributes:
         params: the structure given, updated in place.
         loss, validation: of the last epoch (of the last step, if the run stopped inside its first epoch). In full-batch
-            runs they belong to `params` exactly; with mini-batches `loss` is the mean over the epoch's examples, each
-            seen on the way. After `KeepBest`: those of the parameters put back.
+            runs they belong to `params` (unless Ctrl-C came between a step and its loss); with mini-batches `loss` is
+            the mean over the epoch's examples, each seen on the way. After `KeepBest`: those of what was put back.
         best_loss, best_epoch: lowest metric (validation loss, else training loss) after any epoch; 0 is the start.
         best_params: a copy of the parameters of that epoch, with `KeepBest` or `Restarts`; else None.
         history: lists with one entry an epoch: "loss", "lr" (at its first step), "seconds" (since the start), with
@@ -82,6 +82,7 @@ class Process:
     plateaus: list[Plateau]
     finite: float = math.nan
     started: bool = False
+    keep: bool = False
     began: float = field(default_factory=time.perf_counter)
 
     def result(self, batches: Iterable[Any], full: bool) -> Result:
@@ -121,6 +122,8 @@ class Process:
     def full(self, batch: Any) -> None:
         """Every step sees everything. The gradient for the next step comes with the loss after this one."""
         run = self.run
+        # validation and callbacks come between a gradient and its step: they may call a loss that reuses its arrays
+        self.keep = self.validation is not None or any(self.events.values())
         self.evaluate(batch)
         run.measured()
         self.tell("on_start")
@@ -165,6 +168,8 @@ class Process:
         run.loss, run.grads = number(answer[0], "minimize: the loss of `loss_and_grad`"), answer[1]
         if math.isfinite(run.loss):
             self.finite = run.loss
+            if self.keep:
+                run.grads = _copy(getattr(run.params, "grads", None) if run.grads is None else run.grads)
             return
         raise _Stop(
             "non-finite loss",
@@ -202,8 +207,17 @@ class Process:
         answers = [hook(self.run) for hook in self.events[event]]
         self.started = True  # from the end of on_start on, on_end is owed
         for answer in answers if event != "on_end" else ():
-            if answer:
-                raise _Stop(answer if isinstance(answer, str) else "callback", self.run.message)
+            if answer is True or (isinstance(answer, str) and answer):
+                raise _Stop("callback" if answer is True else answer, self.run.message)
+
+
+def _copy(grads: Any) -> Any:
+    """Gradients of any structure, the arrays copied."""
+    if isinstance(grads, Mapping):
+        return {key: _copy(value) for key, value in grads.items()}
+    if isinstance(grads, Sequence):
+        return [_copy(value) for value in grads]
+    return None if grads is None else np.array(grads)
 
 
 def number(value: Any, what: str) -> float:

@@ -45,7 +45,7 @@ class Network:
 
     def init(self, seed: int = 0, dtype: DTypeLike = np.float32) -> Params:
         """Normal weights: variance 2 / fan-in before a ReLU (He et al. 2015, arXiv:1502.01852), 1 / fan-in
-        before a tanh, 0.01 / fan-in before the softmax, so that no run begins by unlearning random answers. Biases 0."""
+        before a tanh, 0.01 / fan-in before the softmax, so that no run begins by unlearning noise. Biases 0."""
         rng = np.random.default_rng(seed)
         params: Params = {}
         for k in range(1, self.depth + 1):

@@ -1,12 +1,12 @@
 """RMSProp: Adagrad that forgets. State per parameter: one buffer, and one more each with `centered` and momentum."""
 
 from fastopt.math import sqrt
-from fastopt.rule import NonNegative, rule
+from fastopt.rule import Fraction, rule
 
 
 @rule
 def rmsprop(
-    p, g, v, ga, b, *, lr=1e-2, alpha: NonNegative = 0.99, eps=1e-8, momentum=0.0, centered=False, weight_decay=0.0
+    p, g, v, ga, b, *, lr=1e-2, alpha: Fraction = 0.99, eps=1e-8, momentum=0.0, centered=False, weight_decay=0.0
 ):
     """RMSProp. Tieleman & Hinton 2012, lecture 6.5; `centered`: Graves 2013, arXiv:1308.0850, equations 38-41.
 
