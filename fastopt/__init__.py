@@ -1,7 +1,7 @@
 """fastopt: optimizers for your own training loop. One formula per rule, compiled to fused kernels."""
 
 from fastopt import math, schedules
-from fastopt.callbacks import EarlyStopping, KeepBest, Restarts
+from fastopt.callbacks import EarlyStopping, KeepBest, Restarts, Target
 from fastopt.data import Minibatches, minibatches
 from fastopt.errors import (
     ArrayTypeError,
@@ -47,6 +47,7 @@ __all__ = [
     "Restarts",
     "Rule",
     "RuleError",
+    "Target",
     "TornStateError",
     "adagrad",
     "adam",

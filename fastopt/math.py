@@ -80,9 +80,7 @@ NUMBERS: dict[str, Callable[..., Any]] = {
 }
 FUNCTIONS: dict[str, Callable[..., Any]] = {n: globals()[n] for n in (*LIBM, *SCALAR, "abs", "where")}
 
-_NUMPY = (
-    "sqrt exp expm1 log log1p sin cos tanh copysign abs sign maximum minimum clip where square cbrt"
-).split()
+_NUMPY = ("sqrt exp expm1 log log1p sin cos tanh copysign abs sign maximum minimum clip where square cbrt").split()
 # The name a kernel uses for each function object that a rule's author may have in scope under whatever name.
 CANONICAL: dict[Any, str] = {
     **{getattr(np, n): n for n in _NUMPY},

@@ -117,6 +117,11 @@ class Optimizer:
         return int(self._clock[_T])
 
     @property
+    def torn(self) -> bool:
+        """Was a step interrupted half-way? Then every step raises `TornStateError` until a state is loaded."""
+        return bool(self._clock[_DIRTY])
+
+    @property
     def num_parameters(self) -> int:
         """Number of elements of all parameters."""
         return sum(s.array.size for s in self._segments)

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastopt.callbacks import Run
 from fastopt.errors import ConfigError, listing
-from fastopt.optimizer import _DIRTY, Optimizer
+from fastopt.optimizer import Optimizer
 from fastopt.schedules import Plateau
 
 
@@ -96,7 +96,7 @@ class Process:
         except KeyboardInterrupt:
             run.step = run.optimizer.t  # the kernel's own count: ours may have missed the last step
             reason, message = "interrupted", f"interrupted after step {run.step}, in epoch {run.epoch + 1}"
-            if run.optimizer._clock[_DIRTY]:
+            if run.optimizer.torn:
                 message += (
                     f"; step {run.step + 1} was cut in two: some parameters have taken it and some have not, and the "
                     "optimizer refuses further steps until it is loaded with a saved state"
