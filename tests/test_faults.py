@@ -12,6 +12,7 @@ import pytest
 from conftest import flat, gradient, leaves, params, run_python, snapshot, unflat
 
 import fastopt as fo
+from fastopt.targets.cpu import PARALLEL_BYTES
 
 
 def trained(**options):
@@ -549,7 +550,7 @@ def ones_for(p, value=1):
     return {"f": [np.full_like(x, value) for x in p["f"]], "d": np.full_like(p["d"], value)}
 
 
-@pytest.mark.parametrize("size", [100, 100_000], ids=["serial", "parallel"])
+@pytest.mark.parametrize("size", [100, PARALLEL_BYTES // 8], ids=["serial", "parallel"])
 @pytest.mark.parametrize("retry", ["same arrays", "other arrays", "arrays before", "None first"])
 def test_an_interrupt_anywhere_in_a_step_is_never_silent(size, retry):
     """With g = 1 Adagrad's s is the step count of each element: a tear shows. Every point is tried in turn.
