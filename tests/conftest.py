@@ -135,10 +135,10 @@ def params(dtype: Any = "float32", seed: int = 0) -> Any:
 
 
 def gradient(t: int, dtype: Any = "float32", size: int = SIZE) -> np.ndarray:
-    """The gradient of step t, 1-d: scales from 1e-3 to 1e3 over the elements, every 7th element always 0."""
+    """The gradient of step t, 1-d: scales from 1e-3 to 1e3 over the elements, every 7th is 0 in the first ten steps."""
     rng = np.random.default_rng([t, 123])
     g = rng.standard_normal(size) * np.logspace(-3, 3, size)
-    g[::7] = 0
+    g[::7] *= t > 10
     return g.astype(dtype)
 
 
@@ -190,7 +190,7 @@ class TorchTwin:
 
 
 def _torch_lion() -> Any:
-    """Lion as in timm (torch has none): decay, then the sign of the interpolated momentum."""
+    """Lion (torch has none): decay, then the sign of the interpolated momentum, the order of timm."""
     import torch
 
     class Lion(torch.optim.Optimizer):
@@ -207,8 +207,8 @@ def _torch_lion() -> Any:
                     g = -p.grad if group["maximize"] else p.grad
                     m = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(torch.sign(m.lerp(g, 1 - beta1)), alpha=-group["lr"])
-                    m.lerp_(g, 1 - beta2)
+                    p.add_(torch.sign(beta1 * m + (1 - beta1) * g), alpha=-group["lr"])
+                    m.mul_(beta2).add_(g, alpha=1 - beta2)
 
     return Lion
 

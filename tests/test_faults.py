@@ -4,6 +4,8 @@ import dis
 import sys
 import threading
 import warnings
+import weakref
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -103,6 +105,9 @@ def test_a_beta_or_eps_that_the_compute_type_cannot_hold():
         opt = fo.adam(np.ones(3, "f4"))
         with pytest.raises(fo.ConfigError, match="float32"):
             opt.set(**hyper)
+        scheduled = fo.adam(np.ones(3, "f4"), **{k: lambda t, v=v: v for k, v in hyper.items()})
+        with pytest.raises(fo.ConfigError, match="float32"):
+            scheduled.step(np.ones(3, "f4"))
     fo.adam(np.ones(3, "f4"), eps=0.0)  # asked for, and exact
 
 
@@ -252,6 +257,51 @@ def test_a_gradient_that_shares_memory_with_what_the_step_writes_is_refused():
     two.step({"a": base[10:20], "b": base[30:40]})  # neighbours
     packed = fo.pack(params())
     refused(fo.adam(packed), fo.GradientError, lambda: fo.adam(packed).step(packed), "memory")
+
+
+class Made(Mapping):
+    """Gradients made when they are asked for, and held by nobody else. Remembers whether they live."""
+
+    def __init__(self, like, value=1.0):
+        self.like, self.value, self.made = like, value, []
+
+    def __getitem__(self, key):
+        g = np.full_like(self.like[key], self.value)
+        self.made.append(weakref.ref(g))
+        return g
+
+    def __iter__(self):
+        return iter(self.like)
+
+    def __len__(self):
+        return len(self.like)
+
+
+def test_gradients_that_nobody_else_holds_live_until_the_kernel_has_read_them():
+    p = {"a": np.zeros(1000, "f4"), "b": np.zeros(100), "c": np.zeros(10, "f4")[::1]}
+    grads = Made(p)
+    alive = []
+    opt = fo.sgd(p, lr=lambda t: alive.append([r() is not None for r in grads.made]) or 1.0)
+    del alive[:]
+    opt.step(grads)
+    assert alive and all(map(all, alive))
+    assert all((x == -1).all() for x in p.values())
+
+
+def test_a_new_array_in_the_place_of_a_dead_one_is_looked_at_again():
+    """Addresses are kept while the same arrays come again. An array that died, or None, is not the same array."""
+    p = {"a": np.zeros(1000, "f4"), "b": np.zeros(1000)}
+    opt = fo.sgd(p, lr=1.0)
+    done = {"a": 0.0, "b": 0.0}
+    for t in range(40):
+        grads = {k: None if (t >> i) % 3 == 1 else np.full_like(x, t) for i, (k, x) in enumerate(p.items())}
+        opt.step(grads)
+        if t % 5 == 0:
+            opt.step(grads)  # the same arrays again
+        for k, g in grads.items():
+            done[k] -= 0 if g is None else t * (2 if t % 5 == 0 else 1)
+        del grads, g
+        assert {k: {*x.tolist()} for k, x in p.items()} == {k: {v} for k, v in done.items()}, t
 
 
 def test_a_packed_gradient_buffer_that_lost_its_shape_is_noticed():

@@ -300,6 +300,29 @@ def test_odd_gradients_work_or_are_refused_by_name(kind):
         assert not p["w"].any()
 
 
+def test_torch_tensors_on_the_cpu_are_updated_in_place():
+    import torch
+
+    weight, plain = torch.nn.Parameter(torch.ones(4, 3)), torch.ones(5, dtype=torch.float64)
+    opt = fo.sgd({"weight": weight, "plain": plain}, lr=0.5)
+    opt.step({"weight": torch.ones(4, 3), "plain": torch.ones(5, dtype=torch.float64)})
+    assert (weight == 0.5).all() and (plain == 0.5).all()
+    with pytest.raises(fo.ArrayTypeError, match="`half`"):
+        fo.sgd({"half": torch.ones(3, dtype=torch.float16)})
+    with pytest.raises(fo.ArrayTypeError, match="`t`"):
+        fo.sgd({"t": torch.ones(4, 3).t()})
+
+
+def test_a_pack_of_one_array_is_a_list_of_one():
+    packed = fo.pack(np.ones((2, 3), "f4"))
+    assert len(packed) == 1 and packed[0].shape == (2, 3)
+    opt = fo.sgd(packed, lr=0.5)
+    opt.step([np.ones((2, 3), "f4")])
+    packed.grads[0][:] = 1
+    opt.step()
+    assert not packed.flat.any()
+
+
 def test_zero_d_and_empty_arrays_work():
     tree = {"scale": np.array(2.0, "f4"), "none": np.zeros((3, 0), "f4"), "w": np.ones(2, "f4")}
     opt = fo.sgd(tree, lr=1.0)

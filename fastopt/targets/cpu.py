@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from fastopt import build, math
+from fastopt import build
 from fastopt.lower import Lowered
+from fastopt.targets import text
 
 # Bytes of parameters, gradients and state above which a step uses all threads. On idle cores a second one pays from
 # 1 MiB on, but on busy cores a parallel launch waits for the scheduler, milliseconds: there must be something to win.
@@ -64,39 +65,26 @@ def kernel(tasks, work, addresses, hyper, clock, last):
 
 def source(rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype, parallel: bool = True) -> str:
     """The text of the kernel of a lowered rule for parameters of `dtype` and gradients of another (or the same)."""
-    of = {b: gradient if b == "g" else dtype for _, b in lowered.loads}
-    names = ["scale", *(c.name for c in lowered.columns)]
-    called = {name: n for n in sorted(lowered.functions) for name in _needs(n)}
-    unpack = [f"{n} = hyper[group, {k}]" for k, n in enumerate(names)]
-    unpack += [f"{b}_at = {of[b]}_at(addresses[segment, {k}])" for k, (_, b) in enumerate(lowered.loads)]
-    loop = [f"{local} = {_load(b, of[b] == dtype)}" for local, b in lowered.loads]
+    of = text.dtypes(lowered, dtype, gradient)
+    unpack = [f"{n} = hyper[group, {k}]" for k, n in enumerate(text.names(lowered))]
+    unpack += [f"{b}_at = {d}_at(addresses[segment, {k}])" for k, (b, d) in enumerate(of.items())]
+    loop = [f"{local} = {text.load(b, f'{b}_at[i]', of[b] != dtype)}" for local, b in lowered.loads]
     loop += lowered.body
-    loop += [f"{b}_at[i] = {text if b == 'p' else f'flush({text})'}" for b, text in lowered.stores]
-    columns = [("scale", "-1 when maximizing, else 1"), *((c.name, c.expression) for c in lowered.columns)]
-    libm = sorted(n for n in called if n in math.LIBM)
+    loop += [f"{b}_at[i] = {text.result(b, value)}" for b, value in lowered.stores]
     return _TEXT.format(
         title=f"{rule}: {dtype} parameters, {gradient} gradients, {'all threads' if parallel else 'one thread'}",
-        columns="\n".join(f"#   {n}" if n == e else f"#   {n} = {e}" for n, e in columns),
-        imports=f"from math import {', '.join(libm)}\n" if libm else "",
+        columns=text.legend(lowered),
+        imports=text.imports(lowered),
         range="prange" if parallel else "range",
         numba="njit, prange, types" if parallel else "njit, types",
         pointers=", ".join(sorted({f"{d}_at" for d in of.values()})),
         dtype=dtype,
-        functions="".join(f"\n\n@njit\n{math.SCALAR[n]}\n" for n in called if n in math.SCALAR),
-        buffers=", ".join(b for _, b in lowered.loads),
+        functions=text.functions(lowered, "@njit"),
+        buffers=", ".join(of),
         parallel=parallel,
-        unpack="\n".join(" " * 12 + line for line in unpack),
-        loop="\n".join(" " * 16 + line for line in loop),
+        unpack=text.indent(unpack, 12),
+        loop=text.indent(loop, 16),
     )
-
-
-def _needs(function: str) -> tuple[str, ...]:
-    return ("copysign", "cbrt") if function == "cbrt" else (function,)
-
-
-def _load(buffer: str, same: bool) -> str:
-    value = f"{buffer}_at[i]" if same else f"real({buffer}_at[i])"
-    return f"scale * {value}" if buffer == "g" else value
 
 
 @cache
