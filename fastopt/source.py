@@ -8,7 +8,9 @@ from fastopt.errors import ConfigError, DeviceError
 from fastopt.lower import lower
 from fastopt.params import FLOATS
 from fastopt.rule import Rule
-from fastopt.targets import cpu
+from fastopt.targets import cpu, cuda
+
+TARGETS = {"cpu": cpu.source, "cuda": cuda.source}
 
 
 def source(rule: Rule, target: str = "cpu", *, dtype: Any = np.float32, gradient: Any = None, **switches: Any) -> str:
@@ -18,8 +20,8 @@ def source(rule: Rule, target: str = "cpu", *, dtype: Any = np.float32, gradient
     """
     if not isinstance(rule, Rule):
         raise ConfigError(f"rule is a {type(rule).__name__}; expected a rule, such as fastopt.adamw.")
-    if target != "cpu":
-        raise DeviceError(f"target is {target!r}; this version generates code for 'cpu'.")
+    if target not in TARGETS:
+        raise DeviceError(f"target is {target!r}; expected one of {', '.join(map(repr, TARGETS))}.")
     if unknown := [n for n in switches if n not in rule.switches]:
         known = ", ".join(rule.switches) or "none"
         raise ConfigError(f"`{unknown[0]}` is no switch of `{rule.name}`; its switches are: {known}.")
@@ -27,4 +29,4 @@ def source(rule: Rule, target: str = "cpu", *, dtype: Any = np.float32, gradient
     if bad := [d for d in (of_p, of_g) if d not in FLOATS]:
         raise ConfigError(f"dtype {bad[0]}; expected float32 or float64.")
     chosen = tuple((n, bool(switches.get(n, rule.schema[n].default))) for n in rule.switches)
-    return cpu.source(rule.name, lower(rule, chosen), of_p, of_g)
+    return TARGETS[target](rule.name, lower(rule, chosen), of_p, of_g)
