@@ -17,6 +17,7 @@ os.environ["FASTOPT_CACHE_DIR"] = CACHE
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from twins import TorchTwin  # noqa: E402
 
 import fastopt as fo  # noqa: E402
 
@@ -150,67 +151,32 @@ def snapshot(opt: Any) -> list[bytes]:
     return [*parts, str(opt.t).encode(), repr(opt.hyper()).encode()]
 
 
-# ---- torch -----------------------------------------------------------------------------------------------------------
+# ---- optimizers ------------------------------------------------------------------------------------------------------
 
 
-class TorchTwin:
-    """The same rule in torch on copies of the same arrays: a parameter group for each, the single-tensor code."""
-
-    NAMES = {"sgd": "SGD", "adagrad": "Adagrad", "rmsprop": "RMSprop", "adam": "Adam", "adamw": "AdamW"}  # noqa: RUF012
-
-    def __init__(self, rule: str, arrays: list[np.ndarray], hypers: list[dict[str, Any]], maximize: bool = False):
-        import torch
-
-        torch.set_num_threads(1)
-        self.torch, self.rule = torch, rule
-        self.tensors = [torch.tensor(a) for a in arrays]
-        groups = [{"params": [x], **self._group(h)} for x, h in zip(self.tensors, hypers, strict=True)]
-        make = _torch_lion() if rule == "lion" else getattr(torch.optim, self.NAMES[rule])
-        options = {} if rule == "lion" else {"foreach": False}
-        if rule == "adagrad":  # torch reads this one from its constructor alone
-            options["initial_accumulator_value"] = hypers[0]["initial_accumulator_value"]
-        self.opt = make(groups, maximize=maximize, **options)
-
-    @staticmethod
-    def _group(hyper: Mapping[str, Any]) -> dict[str, Any]:
-        hyper = dict(hyper)
-        if "beta1" in hyper:
-            hyper["betas"] = (hyper.pop("beta1"), hyper.pop("beta2"))
-        return hyper
-
-    def step(self, grads: list[np.ndarray | None], hypers: list[dict[str, Any]]) -> None:
-        for x, g, group, hyper in zip(self.tensors, grads, self.opt.param_groups, hypers, strict=True):
-            x.grad = None if g is None else self.torch.tensor(g)
-            group.update(self._group(hyper))
-        self.opt.step()
-
-    @property
-    def p(self) -> np.ndarray:
-        return np.concatenate([x.numpy().ravel() for x in self.tensors])
+def trained(**options):
+    """An AdamW with three steps behind it, on the nested dict, with a group that changes nothing yet."""
+    opt = fo.adamw(params(), groups=[fo.Group("layer.*")], **options)
+    for t in range(1, 4):
+        opt.step(unflat(opt.params, gradient(t)))
+    return opt
 
 
-def _torch_lion() -> Any:
-    """Lion (torch has none): decay, then the sign of the interpolated momentum, the order of timm."""
-    import torch
+def refused(opt, error, call, *says):
+    """`call()` raises `error`, the message has all of `says`, and nothing changed: parameters, state, t, settings."""
+    before = snapshot(opt)
+    with pytest.raises(error) as caught:
+        call()
+    assert caught.type is error, caught.type
+    assert [s for s in says if s not in str(caught.value)] == [], str(caught.value)
+    assert snapshot(opt) == before
+    opt.step(unflat(opt.params, gradient(9, size=opt.num_parameters)))  # and it goes on working
+    return caught
 
-    class Lion(torch.optim.Optimizer):
-        def __init__(self, groups, maximize):
-            super().__init__(groups, {"maximize": maximize})
 
-        @torch.no_grad()
-        def step(self):  # pyright: ignore
-            for group in self.param_groups:
-                beta1, beta2 = group["betas"]
-                for p in group["params"]:
-                    if p.grad is None:
-                        continue
-                    g = -p.grad if group["maximize"] else p.grad
-                    m = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(torch.sign(beta1 * m + (1 - beta1) * g), alpha=-group["lr"])
-                    m.mul_(beta2).add_(g, alpha=1 - beta2)
-
-    return Lion
+def leaves_bytes(opt):
+    """`snapshot` without the hyperparameters: those of the next step may be what is wrong."""
+    return [flat(opt.params).tobytes()] + [flat(opt.state[s]).tobytes() for s in sorted(opt.state)]
 
 
 # ---- other processes -------------------------------------------------------------------------------------------------

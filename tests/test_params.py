@@ -1,9 +1,7 @@
 """pack, structures and paths: what may be optimised, under which names, and that it is updated in place."""
 
 import copy
-import pickle
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -35,9 +33,6 @@ trees = containers(st.recursive(arrays, containers, max_leaves=8))
 
 def arrays_of(tree):
     return list(leaves(tree).values())
-
-
-# ---- names and structures --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -104,116 +99,6 @@ def test_gradients_may_come_in_any_container_of_the_same_paths():
     opt_one.step(grads)
     opt_two.step({k: grads[k] for k in reversed(grads)})
     assert flat(one).tobytes() == flat(two).tobytes()
-
-
-# ---- pack ------------------------------------------------------------------------------------------------------------
-
-
-@FEW
-@given(trees)
-def test_pack_is_one_aligned_buffer_of_views(tree):
-    packed = fo.pack(tree)
-    assert packed.flat.ndim == 1 and packed.flat.flags.c_contiguous
-    assert packed.flat.size >= sum(x.size for x in arrays_of(tree))
-    assert packed.flat.size == 0 or packed.flat.ctypes.data % 64 == packed.grads.flat.ctypes.data % 64 == 0
-    for path, x in leaves(tree).items():
-        for view, owner in [(leaves(packed)[path], packed), (leaves(packed.grads)[path], packed.grads)]:
-            assert view.shape == x.shape and view.dtype == x.dtype and view.flags.writeable
-            assert view.size == 0 or np.shares_memory(view, owner.flat)
-        assert leaves(packed)[path].tobytes() == x.tobytes()
-    assert not packed.grads.flat.any()
-    packed.flat[:] = 7
-    assert all((v == 7).all() for v in arrays_of(packed))
-
-
-def test_a_pack_behaves_like_what_it_was_made_of():
-    packed = fo.pack({"w": np.ones((2, 3), "f4"), "deep": {"b": np.zeros(3, "f4")}})
-    assert isinstance(packed, Mapping) and list(packed) == ["w", "deep"] and len(packed) == 2 and "w" in packed
-    assert packed["deep"]["b"].shape == (3,)
-    row = fo.pack([np.ones(2, "f4"), np.zeros(3, "f4")])
-    assert isinstance(row, Sequence) and len(row) == 2 and row[1].shape == (3,) and row[-1].shape == (3,)
-    assert [x.shape for x in row] == [(2,), (3,)]
-    with pytest.raises(KeyError):
-        packed["nope"]
-    with pytest.raises(IndexError):
-        row[2]
-
-
-def test_views_cannot_be_silently_replaced():
-    """`packed["w"] = x` would part the view from the buffer: it writes through or is refused."""
-    packed = fo.pack({"w": np.ones(3, "f4")})
-    try:
-        packed["w"] = np.full(3, 5, "f4")
-    except TypeError:
-        assert packed.flat[:3].tolist() == [1, 1, 1]
-    else:
-        assert packed.flat[:3].tolist() == [5, 5, 5]
-
-
-@pytest.mark.parametrize(
-    "duplicate", [copy.deepcopy, copy.copy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "copy", "pickle"]
-)
-def test_copies_of_a_pack_keep_views_and_buffer_together(duplicate):
-    packed = fo.pack(params())
-    packed.grads.flat[:] = 3
-    twin = duplicate(packed)
-    assert twin.flat.ctypes.data % 64 == 0
-    assert flat(twin).tobytes() == flat(packed).tobytes() and (flat(twin.grads) == 3).all()
-    assert all(v.size == 0 or np.shares_memory(v, twin.flat) for v in arrays_of(twin))
-    assert all(v.size == 0 or np.shares_memory(v, twin.grads.flat) for v in arrays_of(twin.grads))
-    if duplicate is not copy.copy:
-        assert not np.shares_memory(twin.flat, packed.flat)
-    fo.adamw(twin).step()
-    assert (flat(twin) != flat(packed)).any() or duplicate is copy.copy
-
-
-def test_a_deepcopy_inside_a_larger_object_keeps_one_identity():
-    packed = fo.pack(params())
-    two = copy.deepcopy({"a": packed, "b": packed})
-    assert two["a"] is two["b"]
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy, pickle.dumps], ids=["deepcopy", "copy", "pickle"])
-def test_an_optimizer_refuses_copies_and_says_what_to_do(duplicate):
-    """Its state lives in buffers whose addresses it holds: a copy would update the original's parameters."""
-    with pytest.raises(TypeError, match="state_dict"):
-        duplicate(fo.adamw(params()))
-
-
-def test_a_pack_from_views_of_another_is_independent():
-    packed = fo.pack(params())
-    again = fo.pack(packed)
-    assert not np.shares_memory(again.flat, packed.flat) and flat(again).tobytes() == flat(packed).tobytes()
-    assert list(leaves(again)) == list(leaves(packed))
-
-
-def test_pack_keeps_the_type_of_the_numbers_and_refuses_to_mix():
-    assert fo.pack([np.ones(3)]).flat.dtype == "f8"
-    assert fo.pack([np.ones(3, "f4")]).flat.dtype == "f4"
-    with pytest.raises((fo.ArrayTypeError, fo.ConfigError), match="float32") as error:
-        fo.pack({"a": np.ones(3, "f4"), "b": np.ones(3, "f8")})
-    assert "float64" in str(error.value) and "dtype=" in str(error.value)
-    assert fo.pack({"a": np.ones(3, "f4"), "b": np.ones(3)}, dtype="f4").flat.dtype == "f4"
-
-
-@pytest.mark.parametrize("bad", [{}, [], {"a": {}}, None, 3.0, "w"], ids=str)
-def test_pack_of_nothing_is_an_error(bad):
-    with pytest.raises((fo.ArrayTypeError, fo.ConfigError)):
-        fo.pack(bad)
-
-
-def test_pack_takes_any_layout_because_it_copies():
-    base = np.arange(24, dtype="f4").reshape(4, 6)
-    frozen = base.copy()
-    frozen.flags.writeable = False
-    odd = {"strided": base[::2, ::3], "fortran": np.asfortranarray(base), "frozen": frozen, "back": base[::-1]}
-    packed = fo.pack(odd)
-    for name, x in odd.items():
-        np.testing.assert_array_equal(packed[name], x)
-        assert packed[name].flags.c_contiguous and packed[name].flags.writeable
-
-
-# ---- arrays that an optimizer updates --------------------------------------------------------------------------------
 
 
 def unaligned(dtype="f4"):
@@ -311,16 +196,6 @@ def test_torch_tensors_on_the_cpu_are_updated_in_place():
         fo.sgd({"half": torch.ones(3, dtype=torch.float16)})
     with pytest.raises(fo.ArrayTypeError, match="`t`"):
         fo.sgd({"t": torch.ones(4, 3).t()})
-
-
-def test_a_pack_of_one_array_is_a_list_of_one():
-    packed = fo.pack(np.ones((2, 3), "f4"))
-    assert len(packed) == 1 and packed[0].shape == (2, 3)
-    opt = fo.sgd(packed, lr=0.5)
-    opt.step([np.ones((2, 3), "f4")])
-    packed.grads[0][:] = 1
-    opt.step()
-    assert not packed.flat.any()
 
 
 def test_zero_d_and_empty_arrays_work():

@@ -6,16 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import LAYOUTS, RULES, TorchTwin, flat, gradient, leaves, params, unflat
+from conftest import LAYOUTS, RULES, flat, gradient, leaves, params, unflat
 from oracles import ORACLES
+from twins import TorchTwin
 
 import fastopt as fo
 
 STEPS = 100
 
-# Parameters stay below ~10 here. A step rounds p once (half a unit in the last place) and its update a few times; over
-# 100 steps the errors add up like a random walk at best and linearly at worst, and momentum 0.9 stretches each by ten.
-# 100 * 10 * 2**-24 = 6e-5 is the worst case for numbers near 1; a wrong formula is off by 1e-2 and more.
+# A step rounds p once (half a unit in the last place) and its update a few times. Over 100 steps the errors add up like
+# a random walk at best and linearly at worst, and momentum 0.9 stretches each by ten: 100 * 10 * 2**-24 = 6e-5, in
+# float64 2**29 times less. The worst element uses a third of it; a wrong formula is off by 1e-2 and more.
 TOLERANCE = {"float32": 6e-5, "float64": 6e-5 * 2**-29}
 
 
