@@ -9,7 +9,8 @@ from functools import cache, partial
 
 import numpy as np
 
-from fastopt.bench import Step, buffer
+from fastopt.commands.bench import buffer
+from fastopt.commands.peers import Step
 
 BLOCK = 1 << 14  # elements; within a few per cent of the best for every block from 2^12 to half the array
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.facts import OTHERS
 from benchmarks.step import goal, value, verdict
-from fastopt.bench import duration
+from fastopt.commands.bench import duration
 from fastopt.progress import need
 
 ROOT = Path(__file__).parents[1]

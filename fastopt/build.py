@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import linecache
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -14,12 +15,22 @@ from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from fastopt.errors import ConfigError
 
 _modules: dict[str, ModuleType] = {}
 _lock = threading.RLock()
 _warned = False
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()  # another thread may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def cache_folder() -> Path:
@@ -44,11 +55,19 @@ def load(text: str, stem: str) -> ModuleType:
         raise ConfigError(
             "NUMBA_DISABLE_JIT is set, but fastopt's kernels work on addresses and must be compiled; unset it."
         )
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    digest = _digest(text)
     with _lock:
         if digest not in _modules:
             _modules[digest] = _from_disk(text, f"{stem}_{digest}") or _from_memory(text, f"{stem}_{digest}")
         return _modules[digest]
+
+
+def _digest(text: str) -> str:
+    """Of the text, and of the files of ours that it imports: an upgrade must not meet kernels built on older ones."""
+    whole = hashlib.sha256(text.encode())
+    for name in re.findall(r"^from (fastopt\.[\w.]+) import", text, re.M):
+        whole.update((Path(__file__).parent.parent / name.replace(".", "/")).with_suffix(".py").read_bytes())
+    return whole.hexdigest()[:16]
 
 
 def _from_disk(text: str, stem: str) -> ModuleType | None:
@@ -57,15 +76,35 @@ def _from_disk(text: str, stem: str) -> ModuleType | None:
     except OSError as error:
         _warn(str(error))
         return None
+    sums = path.with_suffix(".sums")
     for attempt in (1, 2):
         try:
-            return _run(importlib.util.spec_from_file_location(f"fastopt_kernel_{stem}", path), text)
-        except Exception as error:  # damaged cache entries raise anything: EOFError, UnpicklingError, ValueError, ...
-            for entry in (path.parent / "__pycache__").glob(f"{stem}.*"):
-                entry.unlink(missing_ok=True)
+            # damaged machine code would end the process, so what Numba kept is compared with what it wrote
+            if _sums(path) != (sums.read_text() if sums.exists() else ""):
+                _forget(path)
+            module = _run(importlib.util.spec_from_file_location(f"fastopt_kernel_{stem}", path))
+            if (now := _sums(path)) != (sums.read_text() if sums.exists() else ""):
+                _put(sums, now)
+            return module
+        except Exception as error:  # a damaged index raises anything: EOFError, UnpicklingError, ValueError, ...
+            _forget(path)
             if attempt == 2:
                 _warn(f"{type(error).__name__}: {error}")
     return None
+
+
+def _kept(path: Path) -> list[Path]:
+    """What Numba cached of a module."""
+    return sorted((path.parent / "__pycache__").glob(f"{path.stem}.*.nb?"))
+
+
+def _sums(path: Path) -> str:
+    return "".join(f"{hashlib.sha256(entry.read_bytes()).hexdigest()} {entry.name}\n" for entry in _kept(path))
+
+
+def _forget(path: Path) -> None:
+    for entry in _kept(path):
+        entry.unlink(missing_ok=True)
 
 
 def _from_memory(text: str, stem: str) -> ModuleType:
@@ -79,12 +118,12 @@ def _from_memory(text: str, stem: str) -> ModuleType:
     return module
 
 
-def _run(spec: ModuleSpec | None, text: str) -> ModuleType:
+def _run(spec: ModuleSpec | None) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # Numba's cache looks functions up by module, before the module has run
     try:
-        with _no_bytecode():
+        with _in_our_folder():
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[spec.name]
@@ -93,13 +132,18 @@ def _run(spec: ModuleSpec | None, text: str) -> ModuleType:
 
 
 @contextmanager
-def _no_bytecode() -> Iterator[None]:
-    # a .pyc is checked by time and size alone, and all our files have the same time
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+def _in_our_folder() -> Iterator[None]:
+    """While a module runs: Numba caches beside it, whatever NUMBA_CACHE_DIR says, and Python writes no .pyc."""
+    from numba.core import config
+
+    numba: Any = config
+    folder, bytecode = numba.CACHE_DIR, sys.dont_write_bytecode
     try:
+        # a .pyc is checked by time and size alone, and all our files have the same time
+        numba.CACHE_DIR, sys.dont_write_bytecode = "", True
         yield
     finally:
-        sys.dont_write_bytecode = before
+        numba.CACHE_DIR, sys.dont_write_bytecode = folder, bytecode
 
 
 def _write(text: str, stem: str) -> Path:
@@ -118,7 +162,13 @@ def _write(text: str, stem: str) -> Path:
             return path
     except (OSError, UnicodeDecodeError):
         pass
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".new-", suffix=".py")
+    _put(path, text)
+    return path
+
+
+def _put(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
     try:
         with os.fdopen(handle, "w") as file:
             file.write(text)
@@ -127,7 +177,6 @@ def _write(text: str, stem: str) -> Path:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    return path
 
 
 def _warn(reason: str) -> None:

@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--plot", metavar="FILE.png", help="write the loss curves")
 
-    from fastopt.bench import add_arguments
+    from fastopt.commands.bench import add_arguments
 
     add_arguments(command("bench", bench, "Measure the rules against NumPy and torch."))
     command("info", info, "Versions, CPU, threads, cache folder, CUDA devices.")
@@ -64,9 +64,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def train(args: argparse.Namespace) -> int:
-    from fastopt import contest
+    from fastopt.commands import train as contest
+    from fastopt.commands.models import digits, from_file
     from fastopt.progress import need
-    from fastopt.train import digits, from_file
 
     rules = [_rule(name) for name in dict.fromkeys(args.rule or _catalogue())]
     models = tuple(contest.HIDDEN) if args.model == "both" else (args.model,)
@@ -121,13 +121,13 @@ def _progress(total: int) -> Iterator[Callable[..., None]]:
 
 
 def bench(args: argparse.Namespace) -> int:
-    from fastopt.bench import main as run
+    from fastopt.commands.bench import main as run
 
     return run(args)
 
 
 def info(args: argparse.Namespace) -> None:
-    from fastopt import report
+    from fastopt.commands import info as report
 
     facts = report.facts()
     width = max(map(len, facts))

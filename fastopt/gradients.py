@@ -46,7 +46,7 @@ class Gradients:
         self._starts, self._ends = [s for s, _ in spans], [e for _, e in spans]
         self._seen: tuple[Callable[[], Any], ...] = ()  # weak: the caller's gradients are not kept alive
         self._found: tuple[Callable[[], Any], ...] = ()
-        self._copies: list[np.ndarray] = []  # alive while a kernel reads them
+        self._held: Sequence[Any] = ()  # what a kernel is about to read, and perhaps nobody else keeps alive
         self.kinds: tuple[str, ...] = ()
         self.addresses = np.zeros(len(names), np.uint64)
 
@@ -70,6 +70,10 @@ class Gradients:
         if packed:
             self._found = _PACKED
         return True
+
+    def release(self) -> None:
+        """The step is done."""
+        self._held = ()
 
     def _are_the_same(self, leaves: Sequence[Any]) -> bool:
         # the reference to an array that has died gives None, too: so the Nones are counted
@@ -107,7 +111,7 @@ class Gradients:
             found.append(ref(g))
         self.kinds = tuple(kinds)
         self.addresses = np.array(addresses, np.uint64)
-        self._copies = copies
+        self._held = [leaves, copies]
         self._found = () if copies else tuple(found)
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from fastopt.errors import ConfigError, listing
+from fastopt.errors import ConcurrentUseError, ConfigError, listing
 from fastopt.rule import REQUIRED, Domain, Hyper, Rule
 
 Setting = float | bool | Callable[[int], float]
@@ -120,9 +120,11 @@ class Settings:
                 where = f"the schedule of `{name}` at step {t}"
                 try:
                     result = value(t)
+                except ConcurrentUseError:
+                    raise  # a schedule that calls the optimizer it belongs to
                 except Exception as error:
                     raise ConfigError(f"{where} raised {type(error).__name__}: {error}") from error
-                value = hyper.check(result, None, where)
+                value = hyper.check(result, self.dtype[row], where)
             values.append(value)
         return values
 

@@ -16,8 +16,8 @@ from fastopt.groups import Group
 from fastopt.params import survey
 from fastopt.process import Process, Result
 from fastopt.rule import Rule
-from fastopt.schedule import Schedule
 from fastopt.schedules import Plateau
+from fastopt.schedules.declare import Schedule
 
 
 def minimize(

@@ -97,6 +97,7 @@ class Optimizer:
             if moved or ready is None or ready.epoch != threads.epoch:
                 ready = self._aim(ready)
             ready.run(self._settings, self._clock)
+            self._gradients.release()
 
     def _aim(self, ready: plan.Plan | None) -> plan.Plan:
         """The plan for the gradients just read, its address tables filled in."""
@@ -152,12 +153,16 @@ class Optimizer:
         Groups inherit what they did not set themselves. Nothing is compiled again. Raises `ConfigError` and changes
         nothing for an unknown name or a bad value, or a switch (such as `amsgrad`), which is fixed at construction.
         """
+        if self._lock.locked():
+            self._in_use()
         with self._lock:
             self._settings.update(pattern, hyper)
 
     # ---------------------------------------------------------------- state
     def state_dict(self) -> dict[str, Any]:
         """State, step counts and hyperparameters as plain dicts, numbers and copies of arrays. Parameters are yours."""
+        if self._lock.locked():
+            self._in_use()
         with self._lock:
             if self._clock[_DIRTY]:
                 self._torn()
@@ -169,6 +174,8 @@ class Optimizer:
         Raises `CheckpointError` with every difference, and changes nothing, if it belongs to another rule or to
         parameters of other names, shapes or dtypes. Schedules stay those of this optimizer.
         """
+        if self._lock.locked():
+            self._in_use()
         with self._lock:
             state.load(saved, self.rule, self._settings, self.names, self._segments, self._clock)
             self._plan = None

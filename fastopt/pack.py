@@ -21,14 +21,17 @@ class Packed:
     `params["w"] = x` copies `x` into the view. Copies and pickles of a `Packed` have buffers of their own.
     """
 
-    flat: np.ndarray
     _grads: Packed | None
 
     def __init__(self, tree: Tree, shapes: list[tuple[int, ...]], flat: np.ndarray, grads: Packed | None):
         ends = np.cumsum([0, *(int(np.prod(s, dtype=np.int64)) for s in shapes)])
         leaves = [flat[a:b].reshape(s) for a, b, s in zip(ends, ends[1:], shapes, strict=False)]
-        self._tree, self._shapes, self.flat, self._grads = tree, shapes, flat, grads
+        self._tree, self._shapes, self._flat, self._grads = tree, shapes, flat, grads
         self._views: Any = tree.build(iter(leaves))
+
+    @property
+    def flat(self) -> np.ndarray:
+        return self._flat
 
     @property
     def grads(self) -> Packed:

@@ -88,8 +88,8 @@ def survey(params: Any, prefix: str = "") -> tuple[Tree, list[Any]]:
     where = f"parameters at `{prefix}`" if prefix else "parameters"
     if isinstance(params, Mapping):
         kind, keys, values = "dict", tuple(params), list(params.values())
-        if bad := [k for k in keys if not isinstance(k, str | int)]:
-            raise ConfigError(f"{where}: the key {bad[0]!r} is a {type(bad[0]).__name__}; names are str or int.")
+        if bad := [k for k in keys if not isinstance(k, str | int) or k == ""]:
+            raise ConfigError(f"{where}: the key {bad[0]!r} is no name; expected a non-empty str, or an int.")
     elif isinstance(params, Sequence) and not isinstance(params, str | bytes):
         kind = "tuple" if isinstance(params, tuple) else "list"
         keys, values = tuple(range(len(params))), list(params)

@@ -167,9 +167,10 @@ def _stages(schema: tuple[str, ...], lowered: Lowered, dtype: np.dtype) -> tuple
     def stage(first: int) -> _Stage:
         chosen = expressions[first:]
         # expressions that lower.py wrote from the rule's own syntax tree
+        # "=": unlike the native format, it raises for a number that the dtype cannot hold
         function = eval(
             f"lambda {', '.join((*schema, 'maximize', 't'))}: ({''.join(f'{e}, ' for e in chosen)})", dict(NUMBERS)
         )
-        return _Stage(chosen, function, struct.Struct(f"{len(chosen)}{dtype.char}").pack_into, first * dtype.itemsize)
+        return _Stage(chosen, function, struct.Struct(f"={len(chosen)}{dtype.char}").pack_into, first * dtype.itemsize)
 
     return stage(0), stage(len(expressions) - lowered.timed)

@@ -28,7 +28,14 @@ def count() -> int:
         return 1
     import numba
 
-    return max(1, min(numba.get_num_threads(), _cores(), _wanted or numba.get_num_threads()))
+    try:
+        available = numba.get_num_threads()
+    except ValueError as error:
+        layer = os.environ.get("NUMBA_THREADING_LAYER", "default")
+        raise ConfigError(
+            f"Numba cannot start the threading layer {layer!r}: {error} See numba.threading_layer()."
+        ) from error
+    return max(1, min(available, _cores(), _wanted or available))
 
 
 def set_num_threads(n: int | None) -> None:

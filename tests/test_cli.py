@@ -9,7 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from fastopt import cli, contest
+from fastopt import cli
+from fastopt.commands import train as contest
 from fastopt.rules import CATALOGUE
 
 
@@ -218,7 +219,7 @@ def test_info_names_what_matters(capsys):
 
 
 def test_bench_runs_with_its_own_arguments(monkeypatch):
-    from fastopt import bench
+    from fastopt.commands import bench
 
     seen = []
     monkeypatch.setattr(bench, "main", lambda args: seen.append(args) or 0)

@@ -49,9 +49,12 @@ def test_functions_of_several_arguments_agree_with_numpy(dtype):
     opt.step(g)
     with np.errstate(all="ignore"):
         expected = {
-            "a": np.maximum(p, g), "b": np.minimum(p, g), "c": np.copysign(p, g), "d": np.clip(p, dtype(-0.5), dtype(0.75)),
+            "a": np.maximum(p, g),
+            "b": np.minimum(p, g),
+            "c": np.copysign(p, g),
+            "d": np.clip(p, dtype(-0.5), dtype(0.75)),
             "e": np.where(np.isfinite(p) | (g > 0), 1, -1),
-        }  # fmt: skip
+        }
     for name, want in expected.items():
         np.testing.assert_array_equal(opt.state[name], want, err_msg=name)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import fastopt as fo
-from fastopt import contest
+from fastopt.commands import train as contest
+from fastopt.commands.models import Dataset, Network, digits, from_file, split
 from fastopt.errors import ConfigError
-from fastopt.train import Dataset, Network, digits, from_file, split
 
 NETWORKS = [Network((6, 4)), Network((6, 5, 4)), Network((6, 5, 4), "tanh"), Network((6, 5, 3, 4), "tanh")]
 

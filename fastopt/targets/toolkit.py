@@ -43,7 +43,7 @@ def _contraction(fma: bool) -> Iterator[None]:
     # `compile_ptx` has no argument for it, though NVVM has an option
     from numba.cuda import compiler
 
-    compile_cuda = compiler.compile_cuda
+    compile_cuda: Callable[..., Any] = getattr(compiler, "compile_cuda")  # noqa: B009 (numba has no stub for it)
 
     def without_fma(*args: Any, **options: Any) -> Any:
         return compile_cuda(*args, **{**options, "nvvm_options": {**options["nvvm_options"], "fma": False}})

@@ -34,7 +34,9 @@ def _make(element: types.Float):
         n = lanes.literal_value
 
         def codegen(context, builder, signature, arguments):
-            pointers, each, _ = _accesses(builder, context.get_value_type(element), width, *arguments[:2], n)
+            pointers, each, _ = _accesses(
+                builder, context.get_value_type(element), width, arguments[0], arguments[1], n
+            )
             values = []
             for pointer in pointers:
                 loaded = builder.load(pointer, align=each * width)

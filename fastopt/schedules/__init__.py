@@ -14,8 +14,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, cast
 
-from fastopt.plateau import Plateau
-from fastopt.schedule import (
+from fastopt.schedules.declare import (
     NUMBER,
     STEPS,
     Count,
@@ -31,6 +30,7 @@ from fastopt.schedule import (
     or_none,
     schedule,
 )
+from fastopt.schedules.plateau import Plateau
 
 __all__ = [
     "Plateau", "Schedule", "constant", "cosine", "exponential", "join", "linear", "one_cycle", "polynomial",

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.bench import duration, interleave, numpy_naive
 from fastopt.callbacks import Run
+from fastopt.commands.bench import duration, interleave
+from fastopt.commands.models import Dataset, Network
+from fastopt.commands.peers import numpy_naive
 from fastopt.errors import ConfigError
 from fastopt.minimize import Result, minimize
 from fastopt.progress import need
 from fastopt.rule import Rule
-from fastopt.train import Dataset, Network
 
 HIDDEN = {"softmax": (), "mlp": (128,)}
 EPOCHS, BATCH_SIZE, ENOUGH = 30, 32, 0.95

@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from fastopt.errors import CheckpointError, ConfigError, listing
-from fastopt.schedule import Count, Fraction, Kind, Number, number, one_of, or_none, read, real
+from fastopt.schedules.declare import Count, Fraction, Kind, Number, number, one_of, or_none, read, real
 
 _METRIC = Annotated[float, Kind("a number", number)]
 _BEST = Annotated[float | None, or_none(real("a finite number", math.isfinite))]

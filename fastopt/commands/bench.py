@@ -1,4 +1,4 @@
-"""Measuring: contenders interleaved in one process; plain-NumPy and torch peers of a rule; `fastopt bench`."""
+"""Measuring: contenders interleaved in one process; `fastopt bench`."""
 
 import argparse
 import math
@@ -10,17 +10,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
 
+from fastopt.commands.peers import Step, numpy_naive, numpy_out, torch_step
 from fastopt.errors import ConfigError, hint, listing
 from fastopt.progress import need
 from fastopt.rule import Rule
-
-Step = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -88,64 +86,6 @@ def used_state(optimizer: Any) -> tuple[str, ...]:
 def traffic(state: Iterable[str], itemsize: int = 4) -> int:
     """Bytes a fused step must move per element: read p, g and each state; write p and each state."""
     return (3 + 2 * len(tuple(state))) * itemsize
-
-
-def numpy_naive(rule: Rule, p: np.ndarray, g: np.ndarray, state: Sequence[str], **given: Any) -> Step:
-    """The formula applied to whole arrays, as one writes it first: a temporary per operation."""
-    h, steps = rule.hyper | given, count(1)
-    now = [p, *(np.zeros_like(p) if name in state else np.zeros((), p.dtype) for name in rule.state)]
-
-    def step() -> None:
-        new = rule.formula(now[0], g, *now[1:], **h, **({"t": next(steps)} if rule.timed else {}))
-        now[:] = new if isinstance(new, tuple) else (new,)
-
-    return step
-
-
-def numpy_out(rule: Rule, p: np.ndarray, g: np.ndarray, state: Sequence[str], **given: Any) -> Step | None:
-    """Hand-written `out=` form: in place, one scratch array, no temporaries. None where `OUT` has none."""
-    if rule.name not in OUT:
-        return None
-    h, scratch, buffers, steps = rule.hyper | given, np.empty_like(p), [np.zeros_like(p) for _ in state], count(1)
-    return lambda: OUT[rule.name](p, g, *buffers, scratch, h, next(steps))
-
-
-def _sgd_out(p: np.ndarray, g: np.ndarray, *rest: Any) -> None:
-    *b, a, h, _ = rest
-    if h["momentum"]:
-        b[0] *= h["momentum"]
-        b[0] += g
-    p -= np.multiply(b[0] if h["momentum"] else g, h["lr"], out=a)
-
-
-def _adam_out(p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, a: np.ndarray, h: dict, t: int) -> None:
-    if h["weight_decay"]:  # the decoupled kind; `adam` is only raced at its default, 0
-        p *= 1 - h["lr"] * h["weight_decay"]
-    m *= h["beta1"]
-    m += np.multiply(g, 1 - h["beta1"], out=a)
-    v *= h["beta2"]
-    v += np.multiply(np.multiply(g, g, out=a), 1 - h["beta2"], out=a)
-    np.multiply(np.sqrt(v, out=a), 1 / math.sqrt(1 - h["beta2"] ** t), out=a)
-    np.divide(m, np.add(a, h["eps"], out=a), out=a)
-    p -= np.multiply(a, h["lr"] / (1 - h["beta1"] ** t), out=a)
-
-
-# rule -> (p, g, *state, scratch, hyper, t), in place; benchmarks/peers.py adds the rest of the catalogue
-OUT: dict[str, Callable[..., None]] = {"sgd": _sgd_out, "adam": _adam_out, "adamw": _adam_out}
-TORCH = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "adagrad": "Adagrad", "rmsprop": "RMSprop"}
-
-
-def torch_step(rule: Rule, params: Sequence[np.ndarray], grads: Sequence[np.ndarray], kind: str, **given: Any) -> Any:
-    """step() of torch's optimizer over the same memory, of kind "fused" or "foreach"; None where torch has none."""
-    try:
-        import torch
-
-        leaves = [torch.nn.Parameter(torch.from_numpy(p)) for p in params]
-        for leaf, g in zip(leaves, grads, strict=True):
-            leaf.grad = torch.from_numpy(g)
-        return getattr(torch.optim, TORCH[rule.name])(leaves, **{kind: True}, **given).step
-    except (ImportError, KeyError, TypeError, RuntimeError):  # no torch, no such optimizer, or not of that kind
-        return None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What `fastopt train`, `bench` and `info` do; `fastopt.cli` reads their options. Nothing else imports from here."""
