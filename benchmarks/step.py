@@ -17,7 +17,7 @@ import fastopt as fo
 from benchmarks import cold, facts, limits
 from benchmarks.peers import deepspeed_step
 from fastopt.commands import bench
-from fastopt.commands import peers as contenders
+from fastopt.commands import peers as rivals
 from fastopt.rules import CATALOGUE
 
 _KINDS = {"torch fused": "fused", "torch foreach": "foreach"}
@@ -55,9 +55,9 @@ def loose(count: int, each: int) -> tuple[list, list]:
     return [bench.buffer(each, 0.5) for _ in range(count)], [bench.buffer(each, 1e-3) for _ in range(count)]
 
 
-def peers(count: int, each: int) -> dict[str, contenders.Step]:
+def peers(count: int, each: int) -> dict[str, rivals.Step]:
     """AdamW of torch and DeepSpeed over `count` tensors of their own; those not installed are left out."""
-    made = {name: contenders.torch_step(fo.adamw, *loose(count, each), kind=kind) for name, kind in _KINDS.items()}
+    made = {name: rivals.torch_step(fo.adamw, *loose(count, each), kind=kind) for name, kind in _KINDS.items()}
     made["DeepSpeed CPUAdam"] = deepspeed_step(fo.adamw, *loose(count, each))
     return {name: step for name, step in made.items() if step}
 
@@ -65,7 +65,7 @@ def peers(count: int, each: int) -> dict[str, contenders.Step]:
 MISSING = {"torch fused": "torch is not installed", "DeepSpeed CPUAdam": "DeepSpeed is not installed"}
 
 
-def ours(count: int, each: int) -> contenders.Step:
+def ours(count: int, each: int) -> rivals.Step:
     p, g = loose(count, each)
     return partial(fo.adamw(p).step, g) if count > 1 else partial(fo.adamw(p[0]).step, g[0])
 
@@ -130,7 +130,7 @@ def rules(n: int, **timing: Any) -> list[Row]:
         limit = limits.read_modify_write(n, len(state))
         contenders = {"fastopt": partial(optimizer.step, g), "memory limit": limit}
         for name, kind in _KINDS.items():
-            if step := contenders.torch_step(rule, [p.copy()], [g], kind):
+            if step := rivals.torch_step(rule, [p.copy()], [g], kind):
                 contenders[name] = step
         samples = bench.interleave(contenders, **timing)
         value = samples["fastopt"].times_faster_than(samples["memory limit"])

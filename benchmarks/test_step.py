@@ -8,7 +8,7 @@ import pytest
 import fastopt as fo
 from benchmarks import limits, peers, step
 from fastopt.commands import bench
-from fastopt.commands import peers as contenders
+from fastopt.commands import peers as rivals
 from fastopt.rules import CATALOGUE
 
 SIZES = (1_000, 20_000, 1_000_000)
@@ -35,7 +35,7 @@ def test_step_of_packed_arrays(benchmark) -> None:
 @pytest.mark.parametrize("kind", ["fused", "foreach"])
 def test_step_of_torch(benchmark, kind: str) -> None:
     pytest.importorskip("torch")
-    benchmark(contenders.torch_step(fo.adamw, *step.loose(148, 1_000), kind=kind))
+    benchmark(rivals.torch_step(fo.adamw, *step.loose(148, 1_000), kind=kind))
 
 
 @pytest.mark.parametrize("states", [0, 1, 2])
@@ -53,9 +53,9 @@ def test_peers_compute_the_same_step(name: str) -> None:
     results = {}
     makers = {
         "fastopt": lambda p: partial(rule(p).step, g),
-        "out=": lambda p: contenders.numpy_out(rule, p, g, bench.used_state(rule(p))),
-        "torch fused": lambda p: contenders.torch_step(rule, [p], [g], "fused"),
-        "torch foreach": lambda p: contenders.torch_step(rule, [p], [g], "foreach"),
+        "out=": lambda p: rivals.numpy_out(rule, p, g, bench.used_state(rule(p))),
+        "torch fused": lambda p: rivals.torch_step(rule, [p], [g], "fused"),
+        "torch foreach": lambda p: rivals.torch_step(rule, [p], [g], "foreach"),
         "DeepSpeed": lambda p: peers.deepspeed_step(rule, [p], [g]),
     }
     for who, make in makers.items():
