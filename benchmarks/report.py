@@ -25,7 +25,7 @@ _INTRO = """\
 Written by `python -m benchmarks.report` from stored results; do not edit. To measure on your machine:
 `python -m benchmarks.step --out benchmarks/results/cpu.json`, then the report.
 
-Contenders run interleaved in one process, in rotating order, warm, compile time apart. Figures are medians; a ratio
+Contenders run interleaved in one process, in shuffled order, warm, compile time apart. Figures are medians; a ratio
 is the median of the ratios of neighbours in time. GB/s counts the bytes a fused step must move (parameter, gradient
 and state read; parameter and state written), whatever a contender really moves. The memory limit is a kernel that
 reads and writes as many buffers in place and computes one addition each.

@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import random
 import sys
 import time
 import timeit
@@ -43,7 +44,7 @@ class Sample:
 
 def interleave(contenders: Mapping[str, Step], *, repeat: int = 15, warmup: int = 3, visit: float = 5e-3,
                pause: float = 4e-3, settle: float = 1e-3, budget: float = math.inf) -> dict[str, Sample]:  # fmt: skip
-    """Time the contenders in turn, round after round, every round starting with the next one.
+    """Time the contenders in turn, round after round, each round in a shuffled order (the same in every run).
 
     repeat: rounds; budget: no new one after so many seconds, but 3 in any case. warmup: untimed calls first, which also
     compile. visit: seconds timed per contender and round, at least one call. Before each, its predecessor's OpenMP
@@ -56,11 +57,12 @@ def interleave(contenders: Mapping[str, Step], *, repeat: int = 15, warmup: int 
             contenders[name]()
         calls[name] = max(1, round(visit / min(timeit.repeat(contenders[name], number=1, repeat=3))))
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    begin = time.perf_counter()
+    shuffle, begin = random.Random(0), time.perf_counter()
     for r in range(repeat):
         if r >= 3 and time.perf_counter() - begin > budget:
             break
-        for name in names[r % len(names) :] + names[: r % len(names)]:
+        # a rotation would give everyone the same predecessor each time, and what that one did to caches and free pages
+        for name in shuffle.sample(names, len(names)):
             time.sleep(pause)
             warm = time.perf_counter() + settle
             contenders[name]()
