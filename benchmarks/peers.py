@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fastopt.commands.peers import Step
-from fastopt.rule import Rule
+from fastopt.schema import Rule
 
 
 def deepspeed_step(rule: Rule, params: Sequence[np.ndarray], grads: Sequence[np.ndarray]) -> Step | None:

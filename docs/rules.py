@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from fastopt.lower import lower
-from fastopt.rule import Rule
 from fastopt.rules import CATALOGUE
+from fastopt.schema import Rule
 
 HEAD = """# Rules
 

@@ -19,8 +19,9 @@ from fastopt.groups import Group
 from fastopt.minimize import minimize
 from fastopt.optimizer import Optimizer
 from fastopt.pack import pack
-from fastopt.rule import Domain, Fraction, NonNegative, Rule, rule
+from fastopt.rule import rule
 from fastopt.rules import adagrad, adam, adamw, lion, rmsprop, sgd
+from fastopt.schema import Domain, Fraction, NonNegative, Rule
 from fastopt.scipy_bridge import scipy_method
 from fastopt.source import source
 from fastopt.threads import set_num_threads

@@ -1,17 +1,13 @@
 """Expressions of a rule -> expressions of one element in a kernel: staged and typed."""
 
-from __future__ import annotations
-
 import ast
 import itertools
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from fastopt import math
-
-if TYPE_CHECKING:
-    from fastopt.rule import Rule
+from fastopt.schema import Rule
 
 # Words of the generated kernels; a rule's local of the same name gets an underscore there.
 RESERVED = frozenset(
@@ -53,9 +49,6 @@ class Expressions:
         if rule.timed:
             self.env["t"] = Value(ast.Name("t"), staged=True)
 
-    def refuse(self, node: ast.AST, reason: str) -> NoReturn:
-        self.source.refuse(node, reason)
-
     def hold(self, value: Value) -> Value:
         """The value under a name of its own, so that it can be used twice, or after other names have changed."""
         if value.staged:
@@ -94,12 +87,12 @@ class Expressions:
     def expr(self, node: ast.expr) -> Value:
         handler: Callable[[Any], Value] | None = getattr(self, f"on_{type(node).__name__}", None)
         if handler is None:
-            self.refuse(node, f"contains `{ast.unparse(node)}`; a formula is arithmetic on single numbers.")
+            self.source.refuse(node, f"contains `{ast.unparse(node)}`; a formula is arithmetic on single numbers.")
         return handler(node)
 
     def on_Constant(self, node: ast.Constant) -> Value:
         if type(node.value) not in (int, float, bool):
-            self.refuse(node, f"contains {node.value!r}; only numbers belong in a formula.")
+            self.source.refuse(node, f"contains {node.value!r}; only numbers belong in a formula.")
         return Value(node, True, isinstance(node.value, bool))
 
     def on_Name(self, node: ast.Name | ast.Attribute) -> Value:
@@ -113,7 +106,7 @@ class Expressions:
             what = (
                 "t, but does not take it: add `t` behind the `*`" if name == "t" else f"`{name}`, which is not a number"
             )
-            self.refuse(node, f"uses {what}.")
+            self.source.refuse(node, f"uses {what}.")
         return Value(ast.Constant(value), True)
 
     on_Attribute = on_Name
@@ -123,12 +116,12 @@ class Expressions:
         if isinstance(node.op, ast.Not):
             return value._replace(node=ast.UnaryOp(ast.Not(), self.boolean(node, value)))
         if not isinstance(node.op, ast.USub | ast.UAdd):
-            self.refuse(node, f"uses the operator in `{ast.unparse(node)}`; expected arithmetic.")
+            self.source.refuse(node, f"uses the operator in `{ast.unparse(node)}`; expected arithmetic.")
         return Value(ast.UnaryOp(node.op, value.node if value.staged else self.real(value)), value.staged)
 
     def on_BinOp(self, node: ast.BinOp) -> Value:
         if type(node.op) not in _ARITHMETIC:
-            self.refuse(
+            self.source.refuse(
                 node, f"uses the operator in `{ast.unparse(node)}`; expected one of {' '.join(_ARITHMETIC.values())}."
             )
         left, right = self.expr(node.left), self.expr(node.right)
@@ -170,7 +163,7 @@ class Expressions:
         staged = all(s.staged for s in sides)
         operands = [s.node if staged else self.real(s) for s in sides]
         if bad := [o for o in node.ops if isinstance(o, ast.Is | ast.IsNot | ast.In | ast.NotIn)]:
-            self.refuse(node, f"compares with `{type(bad[0]).__name__}`; expected < <= > >= == !=.")
+            self.source.refuse(node, f"compares with `{type(bad[0]).__name__}`; expected < <= > >= == !=.")
         return Value(ast.Compare(operands[0], node.ops, operands[1:]), staged, True)
 
     def on_BoolOp(self, node: ast.BoolOp) -> Value:
@@ -198,7 +191,7 @@ class Expressions:
 
     def on_Call(self, node: ast.Call) -> Value:
         if isinstance(node.func, ast.Name) and node.func.id in self.env:
-            self.refuse(node, f"calls `{node.func.id}`, which is a number here.")
+            self.source.refuse(node, f"calls `{node.func.id}`, which is a number here.")
         name = self.source.called(node)
         if name == "where":
             return self.choose(node, *node.args)
@@ -213,7 +206,7 @@ class Expressions:
     # ---------------------------------------------------------------- what a value becomes in the kernel
     def boolean(self, node: ast.AST, value: Value) -> ast.expr:
         if not value.boolean:
-            self.refuse(node, f"uses `{ast.unparse(value.node)}` as a truth value; write a comparison.")
+            self.source.refuse(node, f"uses `{ast.unparse(value.node)}` as a truth value; write a comparison.")
         return value.node
 
     def test(self, node: ast.AST, value: Value) -> ast.expr:
@@ -240,7 +233,7 @@ class Expressions:
             try:
                 number = node.value if isinstance(node, ast.Constant) else eval(text, dict(math.NUMBERS))
             except (ArithmeticError, ValueError) as error:
-                self.refuse(self.source.tree, f"contains `{text}`, which cannot be evaluated: {error}.")
+                self.source.refuse(self.source.tree, f"contains `{text}`, which cannot be evaluated: {error}.")
             return _call("real", ast.Constant(number))
         if text not in self.columns:
             numbered = sum(c.name != c.expression for c in self.columns.values())

@@ -10,7 +10,8 @@ from typing import Any, cast
 import numpy as np
 
 from fastopt.errors import ConcurrentUseError, ConfigError, listing
-from fastopt.rule import REQUIRED, Domain, Hyper, Rule
+from fastopt.lower import lower
+from fastopt.schema import REQUIRED, Domain, Hyper, Rule
 
 Setting = float | bool | Callable[[int], float]
 MAXIMIZE = Hyper("maximize", False, Domain())  # every rule has it: the sign of the gradient, a column of the kernel
@@ -215,8 +216,6 @@ class Settings:
         return checked
 
     def _check_switches(self, row: int) -> None:
-        from fastopt.lower import lower
-
         chosen = self.switches(row)
         for name, truth in chosen:
             off = tuple((n, v and n != name) for n, v in chosen)

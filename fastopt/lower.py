@@ -6,20 +6,15 @@ Type    literals take the compute type, `x / column` becomes `x * (1 / column)`,
 Write   each target prints its own kernel around the result (targets/).
 """
 
-from __future__ import annotations
-
 import ast
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from fastopt.expressions import Column, Expressions, Value
-
-if TYPE_CHECKING:
-    from fastopt.formula import Formula
-    from fastopt.rule import Hyper, Rule
+from fastopt.formula import Formula
+from fastopt.schema import Hyper, Rule
 
 
 @dataclass(frozen=True)
@@ -89,7 +84,9 @@ class _Lowering(Expressions):
     def run(self) -> tuple[Lowered, tuple[str, ...]]:
         results = self.block(self.source.tree.body)
         if results is None:
-            self.refuse(self.source.tree, "has no return; it returns p and every state, in the order of the signature.")
+            self.source.refuse(
+                self.source.tree, "has no return; it returns p and every state, in the order of the signature."
+            )
         stores = []
         for name, node in zip(("p", *self.rule.state), results, strict=True):
             unchanged = isinstance(node, ast.Name) and node.id == name and name in self.untouched
@@ -113,7 +110,7 @@ class _Lowering(Expressions):
             if isinstance(node, ast.If):
                 truth = self.truth(node.test)
                 if truth is None:
-                    self.refuse(
+                    self.source.refuse(
                         node,
                         f"has `if {ast.unparse(node.test)}:`; an `if` chooses by switches only. "
                         "For values write `x = a if test else b`, or `where(test, a, b)`.",
@@ -129,7 +126,7 @@ class _Lowering(Expressions):
             elif not (
                 isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
             ):
-                self.refuse(
+                self.source.refuse(
                     node,
                     f"contains {_STATEMENTS.get(type(node), f'a {type(node).__name__} statement')}; "
                     "a formula is assignments, `if`s on switches and one return, for a single element.",
@@ -141,7 +138,7 @@ class _Lowering(Expressions):
         given = list(value.elts) if isinstance(value, ast.Tuple) else [value] if value is not None else []
         wanted = ("p", *self.rule.state)
         if len(given) != len(wanted):
-            self.refuse(node, f"returns {len(given)} values; expected {len(wanted)}: {', '.join(wanted)}.")
+            self.source.refuse(node, f"returns {len(given)} values; expected {len(wanted)}: {', '.join(wanted)}.")
         return [self.folded(e) for e in given]
 
     def assign(self, target: ast.expr, value: ast.expr) -> None:
@@ -161,11 +158,11 @@ class _Lowering(Expressions):
             for name, held in zip(target.elts, values, strict=True):
                 self.bind(name.id, held)  # type: ignore[attr-defined]
         else:
-            self.refuse(target, f"assigns to `{ast.unparse(target)}`; a formula assigns to plain names.")
+            self.source.refuse(target, f"assigns to `{ast.unparse(target)}`; a formula assigns to plain names.")
 
     def bind(self, name: str, value: Value) -> None:
         if name == "t" and self.rule.timed:
-            self.refuse(self.source.tree, "assigns to `t`, the step; choose another name.")
+            self.source.refuse(self.source.tree, "assigns to `t`, the step; choose another name.")
         self.untouched.discard(name)
         if not value.staged:
             self.text.append(f"{self.local(name)} = {ast.unparse(value.node)}")

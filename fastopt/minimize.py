@@ -15,9 +15,9 @@ from fastopt.errors import ConfigError, hint
 from fastopt.groups import Group
 from fastopt.params import survey
 from fastopt.process import Process, Result
-from fastopt.rule import Rule
 from fastopt.schedules import Plateau
 from fastopt.schedules.declare import Schedule
+from fastopt.schema import Rule
 
 
 def minimize(

@@ -15,7 +15,7 @@ from fastopt.errors import ConcurrentUseError, ConfigError, DeviceError, TornSta
 from fastopt.gradients import Gradients
 from fastopt.groups import Group, Settings
 from fastopt.pack import Packed
-from fastopt.rule import Rule
+from fastopt.schema import Rule
 
 _T, _DIRTY, _STEPS = 0, 1, 2  # the clock: steps done, is one under way, then the steps of each parameter
 

@@ -17,7 +17,7 @@ from fastopt.errors import ConfigError
 from fastopt.groups import Settings
 from fastopt.lower import Lowered
 from fastopt.math import NUMBERS
-from fastopt.rule import Rule
+from fastopt.schema import Rule
 from fastopt.targets import cpu
 
 

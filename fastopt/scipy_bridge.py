@@ -10,7 +10,7 @@ from fastopt.callbacks import Run, finite
 from fastopt.errors import ConfigError, hint
 from fastopt.minimize import minimize
 from fastopt.process import number
-from fastopt.rule import Rule
+from fastopt.schema import Rule
 
 OPTIONS = ("maxiter", "gtol", "disp")
 STATUS = {  # reason -> (status, message), the numbers of scipy's own methods

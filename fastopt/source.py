@@ -7,7 +7,7 @@ import numpy as np
 from fastopt.errors import ConfigError, DeviceError
 from fastopt.lower import lower
 from fastopt.params import FLOATS
-from fastopt.rule import Rule
+from fastopt.schema import Rule
 from fastopt.targets import cpu, cuda
 
 TARGETS = {"cpu": cpu.source, "cuda": cuda.source}

@@ -12,7 +12,7 @@ from fastopt.groups import Settings
 from fastopt.lower import lower
 from fastopt.params import ALIGN, zeros
 from fastopt.plan import Segment
-from fastopt.rule import Rule
+from fastopt.schema import Rule
 
 FORMAT = 1
 

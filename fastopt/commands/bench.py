@@ -19,7 +19,7 @@ import numpy as np
 from fastopt.commands.peers import Step, numpy_naive, numpy_out, torch_step
 from fastopt.errors import ConfigError, hint, listing
 from fastopt.progress import need
-from fastopt.rule import Rule
+from fastopt.schema import Rule
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.rule import Rule
+from fastopt.schema import Rule
 
 Step = Callable[[], object]
 

@@ -14,7 +14,7 @@ from fastopt.commands.peers import numpy_naive
 from fastopt.errors import ConfigError
 from fastopt.minimize import Result, minimize
 from fastopt.progress import need
-from fastopt.rule import Rule
+from fastopt.schema import Rule
 
 HIDDEN = {"softmax": (), "mlp": (128,)}
 EPOCHS, BATCH_SIZE, ENOUGH = 30, 32, 0.95

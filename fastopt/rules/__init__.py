@@ -1,10 +1,10 @@
 """The catalogue: one family a file, in order of increasing complexity. Tests, benchmarks, docs and the CLI read it."""
 
-from fastopt.rule import Rule
 from fastopt.rules.adagrad import adagrad
 from fastopt.rules.adam import adam, adamw
 from fastopt.rules.lion import lion
 from fastopt.rules.rmsprop import rmsprop
 from fastopt.rules.sgd import sgd
+from fastopt.schema import Rule
 
 CATALOGUE: dict[str, Rule] = {r.name: r for r in (sgd, adagrad, rmsprop, adam, adamw, lion)}

@@ -1,7 +1,8 @@
 """RMSProp: Adagrad that forgets. State per parameter: one buffer, and one more each with `centered` and momentum."""
 
 from fastopt.math import sqrt
-from fastopt.rule import Fraction, rule
+from fastopt.rule import rule
+from fastopt.schema import Fraction
 
 
 @rule
