@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterable
 from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
@@ -56,7 +57,7 @@ class Optimizer:
             raise DeviceError(f"device is {device!r}; {why}.")
         tree, leaves = arrays.survey(params)
         names = tree.names()
-        if twice := [n for k, n in enumerate(names) if n in names[:k]]:
+        if twice := [n for n, count in Counter(names).items() if count > 1]:
             raise ConfigError(f"two parameters have the path `{twice[0]}`; rename a key.")
         owned = [arrays.parameter(x, n) for x, n in zip(leaves, names, strict=True)]
         arrays.check_overlap(owned, names)

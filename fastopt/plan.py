@@ -127,9 +127,9 @@ def _launch(
     dtype: np.dtype,
     gradient: np.dtype,
 ) -> Launch:
-    rows = list(dict.fromkeys((segments[k].row, missed[k]) for k in members))
+    rows = {row: k for k, row in enumerate(dict.fromkeys((segments[k].row, missed[k]) for k in members))}
     sizes = [segments[k].array.size for k in members]
-    work = worklist.chunks(sizes, members, [rows.index((segments[k].row, missed[k])) for k in members])
+    work = worklist.chunks(sizes, members, [rows[segments[k].row, missed[k]] for k in members])
     large = sum(sizes) * (len(lowered.loads) - 1) * dtype.itemsize + sum(sizes) * gradient.itemsize > cpu.PARALLEL_BYTES
     if large:
         threads.warn_if_forked()
@@ -142,7 +142,7 @@ def _launch(
         kernel=cpu.kernel(rule.name, lowered, dtype, gradient, n_threads > 1),
         parallel=n_threads > 1,
         stages=_stages(tuple(rule.schema), lowered, dtype),
-        rows=rows,
+        rows=list(rows),
         tasks=worklist.tasks(work, n_threads),
         work=work,
         addresses=addresses,
