@@ -7,8 +7,8 @@ A callback is any object with one or more of these methods, each taking the `Run
     on_epoch(run)   after every epoch, when `run.metric` is known and belongs to `run.params`
     on_end(run)     after on_start, however the run stopped (but not when an exception leaves `minimize`)
 
-The first three may return a string, the reason to stop (`run.message` may say more), or True. Every callback hears an
-event before the run stops. One that keeps state resets it in `on_start`, since `Restarts` makes several runs.
+The first three return None (or False) to go on, a string, the reason to stop (`run.message` may say more), or True;
+anything else is a `ConfigError`. Every callback hears an event before the run stops. One that keeps state resets it in `on_start`, since `Restarts` makes several runs.
 """
 
 import math
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 EVENTS = ("on_start", "on_step", "on_epoch", "on_end")
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A run of `minimize` while it goes on.
 
@@ -63,6 +63,10 @@ class Run:
     def metric(self) -> float:
         """The validation loss where there is validation, else the training loss. Lower is better."""
         return self.loss if self.validation is None else self.validation
+
+    def __repr__(self) -> str:
+        place = f"epoch={self.epoch}, step={self.step}, loss={self.loss:.6g}, validation={self.validation}"
+        return f"Run({place}, best_loss={self.best_loss:.6g} (epoch {self.best_epoch}))"
 
     def measured(self) -> None:
         """Compare a new `metric`, which belongs to `params`, with the best so far. A NaN is never the best."""
@@ -148,7 +152,7 @@ class Target:
         return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Restarts:
     """Against local minima: `n` further whole runs from other starting points, of which the best is kept.
 
@@ -168,6 +172,12 @@ class Restarts:
             raise ConfigError("Restarts: give either `perturb` (a standard deviation) or `redraw` (rng -> parameters).")
         if self.perturb is not None:
             finite("Restarts", "perturb", self.perturb, 0.0)
+
+    def __repr__(self) -> str:
+        how = f"perturb={self.perturb!r}"
+        if self.redraw is not None:  # its own repr is an address
+            how = f"redraw={getattr(self.redraw, '__name__', type(self.redraw).__name__)}"
+        return f"Restarts(n={self.n}, {how}, seed={self.seed})"
 
     def place(self, params: Any, start: Any, rng: np.random.Generator, frozen: Collection[str] = ()) -> None:
         """Write the next starting point into `params`."""
@@ -189,7 +199,8 @@ def hooks(callbacks: Iterable[Any]) -> dict[str, list[Callable[[Run], Any]]]:
         methods = {event: getattr(one, event) for event in EVENTS if hasattr(one, event)}
         if isinstance(one, type) or not (methods or callable(one)):
             remedy = f"; write {one.__name__}(...)" if isinstance(one, type) else ""
-            raise ConfigError(f"minimize: {one!r} is not a callback; it needs one of {', '.join(EVENTS)}{remedy}.")
+            what = repr(one) if isinstance(one, type | str | int | float | None) else f"a {type(one).__name__}"
+            raise ConfigError(f"minimize: {what} is not a callback; it needs one of {', '.join(EVENTS)}{remedy}.")
         for event, method in (methods or {"on_epoch": one}).items():
             found[event].append(method)
     return found

@@ -93,6 +93,10 @@ class Minibatches:
         gathers = shuffle and not self._full
         self._buffers = [np.empty((batch_size, *a.shape[1:]), a.dtype) for a in arrays] if gathers else []
 
+    def __repr__(self) -> str:
+        shown = {"arrays": len(self.arrays), "n": self.n, **self.state_dict()}
+        return f"Minibatches({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
     def __len__(self) -> int:
         return self.n // self.batch_size if self.drop_last else -(-self.n // self.batch_size)
 

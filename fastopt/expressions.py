@@ -6,7 +6,11 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fastopt import math
+from fastopt.errors import hint
+from fastopt.formula import MISSING
 from fastopt.schema import Rule
 
 # Words of the generated kernels; a rule's local of the same name gets an underscore there.
@@ -102,12 +106,16 @@ class Expressions:
                 self.read.add(name)
             return self.env[name]
         value = self.source.lookup(node)
-        if type(value) not in (int, float):
-            what = (
-                "t, but does not take it: add `t` behind the `*`" if name == "t" else f"`{name}`, which is not a number"
-            )
-            self.source.refuse(node, f"uses {what}.")
-        return Value(ast.Constant(value), True)
+        if isinstance(value, np.floating | np.integer):
+            value = value.item()
+        if type(value) in (int, float):
+            return Value(ast.Constant(value), True)
+        if name == "t":
+            self.source.refuse(node, "uses t, but does not take it: add `t` behind the `*`.")
+        if value is MISSING:
+            self.source.refuse(node, f"uses `{name}`, which is not defined.{hint(name, self.env)}")
+        what = "an array; a rule sees one element of each" if isinstance(value, np.ndarray) else "not a number"
+        self.source.refuse(node, f"uses `{name}`, which is {what}.")
 
     on_Attribute = on_Name
 

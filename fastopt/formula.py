@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from types import FunctionType
 from typing import Any, NoReturn
 
@@ -58,7 +57,12 @@ class Formula:
         except TypeError:  # unhashable
             name = None
         if name is None:
-            what = "is not defined here" if value is MISSING else "is not a function of fastopt.math"
+            if value is MISSING and isinstance(node.func, ast.Attribute):
+                what = "is not known here; a rule sees one element, so methods and reductions have no place in it"
+            elif value is MISSING:
+                what = "is not defined here"
+            else:
+                what = "is not a function of fastopt.math; write it out in the formula"
             known = ", ".join(sorted(math.FUNCTIONS))
             self.refuse(node, f"calls `{text}`, which {what}.{hint(text, math.FUNCTIONS)} A formula may call: {known}.")
         if node.keywords or any(isinstance(a, ast.Starred) for a in node.args):
@@ -97,7 +101,7 @@ def read(function: Callable[..., Any] | str) -> Formula:
             "text of a rule: put the `def` in a file or a notebook cell, or pass its text: "
             'fo.rule("""def my_rule(p, g, *, lr):\\n    return p - lr * g""").'
         )
-    return Formula(function, tree, Path(code.co_filename).name)
+    return Formula(function, tree, code.co_filename)
 
 
 def _read_text(text: str) -> Formula:

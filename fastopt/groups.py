@@ -64,8 +64,12 @@ class Settings:
         self.rule = rule
         self.schema: dict[str, Hyper] = {**rule.schema, "maximize": MAXIMIZE}
         self.patterns = (*(g.pattern for g in groups), "*")
-        if twice := [p for k, p in enumerate(self.patterns) if p in self.patterns[:k]]:
-            raise ConfigError(f"groups: the pattern {twice[0]!r} is given twice (`*` is the optimizer itself).")
+        if "*" in self.patterns[:-1]:
+            raise ConfigError(
+                "groups: '*' is the optimizer itself; give it the hyperparameters, as in rule(params, lr=...)."
+            )
+        if twice := [p for p in self.patterns if self.patterns.count(p) > 1]:
+            raise ConfigError(f"groups: the pattern {twice[0]!r} is given twice.")
         self.frozen = (*(g.frozen for g in groups), False)
         self.of = [next(k for k, p in enumerate(self.patterns) if fnmatchcase(n, p)) for n in names]
         self.names = tuple(names)
@@ -94,6 +98,8 @@ class Settings:
     def row(self, pattern: str | None) -> int:
         if pattern is None:
             return len(self.patterns) - 1
+        if pattern in self.names and pattern not in self.patterns:
+            return self.of[self.names.index(pattern)]
         if pattern not in self.patterns:
             raise ConfigError(f"no group has the pattern {pattern!r}; the groups are {listing(self.patterns)}.")
         return self.patterns.index(pattern)
@@ -132,6 +138,12 @@ class Settings:
     def update(self, pattern: str | None, changes: Mapping[str, Any]) -> None:
         """Change a row, all of `changes` or nothing. Raises `ConfigError`."""
         row = self.row(pattern)
+        if pattern in self.names and pattern not in self.patterns:
+            raise ConfigError(f"`{pattern}` is one parameter of the group {self.patterns[row]!r}; set the group.")
+        if "frozen" in changes:
+            raise ConfigError(
+                "`frozen` decides which state exists, so it is fixed at construction; build a new optimizer."
+            )
         own = [dict(o) for o in self.own]
         own[row].update(changes)
         own = self._checked(own)
@@ -160,9 +172,8 @@ class Settings:
         for k, p in enumerate(self.patterns):
             for name, value in saved[p].items():
                 live = self.own[k].get(name, 0.0)
-                if callable(live) != (value is None or isinstance(value, Mapping)):
-                    kinds = ("a number", "a schedule")
-                    problems.append(f"`{name}` of {p!r}: {kinds[not callable(live)]}, expected {kinds[callable(live)]}")
+                if not callable(live) and (value is None or isinstance(value, Mapping)):
+                    problems.append(f"`{name}` of {p!r}: a schedule, which is not saved; build the optimizer with it")
         if not problems:
             try:
                 own = self._restored(saved)
@@ -176,7 +187,7 @@ class Settings:
         return problems
 
     def load_state_dict(self, saved: Mapping[str, Mapping[str, Any]]) -> None:
-        """Numbers are taken over, live schedules stay and take over their own state. All or nothing."""
+        """Take over numbers (one set over a schedule, too) and the live schedules' own state. All or nothing."""
         own = self._restored(saved)
         pairs = [(cast(Any, own[k][n]), v) for k, p in enumerate(self.patterns) for n, v in saved[p].items()]
         stateful = [(schedule, state, schedule.state_dict()) for schedule, state in pairs if isinstance(state, Mapping)]
@@ -205,6 +216,8 @@ class Settings:
                 hyper = self.schema.get(name)
                 if hyper is None:
                     raise self.rule.unknown(name)
+                if isinstance(value, type) or hasattr(value, "makes_schedules"):
+                    raise ConfigError(f"{where}: `{name}` is {value.__name__} itself; call it, with its settings.")
                 free = callable(value) and not hyper.boolean  # checked when it is called
                 row[name] = value if free else hyper.check(value, self.dtype[k], where)
             checked.append(row)

@@ -8,6 +8,7 @@ Write   each target prints its own kernel around the result (targets/).
 
 import ast
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -55,12 +56,20 @@ def check(rule: Rule) -> None:
     """Lower every combination of switches once; raises `RuleError` for the first thing that is no formula."""
     if len(rule.switches) > 6:
         rule.source.refuse(rule.source.tree, f"has {len(rule.switches)} switches; at most 6 can be compiled.")
-    used: set[str] = set()
+    read: set[str] = set(rule.switches) | {s for s in rule.init.values() if isinstance(s, str)}
+    changed: set[str] = set(rule.init)
     for truth in itertools.product((False, True), repeat=len(rule.switches)):
-        used.update(lower(rule, tuple(zip(rule.switches, truth, strict=True))).state)
+        lowered = lower(rule, tuple(zip(rule.switches, truth, strict=True)))
+        staged = {word for c in lowered.columns for word in re.findall(r"[A-Za-z_]\w*", c.expression)}
+        read |= {*lowered.state, *staged}
+        changed |= {buffer for buffer, _ in lowered.stores}
+    for kind, names in (("state", rule.state), ("hyperparameter", rule.schema)):
+        for name in names:
+            if name not in read:
+                rule.source.refuse(rule.source.tree, f"never reads its {kind} `{name}`; remove it, or use it.")
     for name in rule.state:
-        if name not in used:
-            rule.source.refuse(rule.source.tree, f"never reads its state `{name}`; remove it, or use it.")
+        if name not in changed:
+            rule.source.refuse(rule.source.tree, f"never changes its state `{name}`, which starts at 0.")
 
 
 @lru_cache(maxsize=512)
@@ -138,7 +147,11 @@ class _Lowering(Expressions):
         given = list(value.elts) if isinstance(value, ast.Tuple) else [value] if value is not None else []
         wanted = ("p", *self.rule.state)
         if len(given) != len(wanted):
-            self.source.refuse(node, f"returns {len(given)} values; expected {len(wanted)}: {', '.join(wanted)}.")
+            number = "1 value" if len(given) == 1 else f"{len(given)} values"
+            self.source.refuse(node, f"returns {number}; expected {len(wanted)}: {', '.join(wanted)}.")
+        bare = [e.id for e in given[1:] if isinstance(e, ast.Name)]
+        if sorted(bare) == sorted(self.rule.state) and tuple(bare) != self.rule.state:
+            self.source.refuse(node, f"returns its states as {', '.join(bare)}; the order is {', '.join(wanted)}.")
         return [self.folded(e) for e in given]
 
     def assign(self, target: ast.expr, value: ast.expr) -> None:

@@ -1,7 +1,7 @@
 """The whole optimisation process: full-batch, mini-batch and single-example descent with any rule."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -11,7 +11,7 @@ import numpy as np
 
 from fastopt.callbacks import Restarts, Run, assign, copied, hooks, whole
 from fastopt.data import minibatches
-from fastopt.errors import ConfigError, hint
+from fastopt.errors import ConfigError, hint, listing
 from fastopt.groups import Group
 from fastopt.params import survey
 from fastopt.process import Process, Result
@@ -32,9 +32,9 @@ def minimize(
     seed: int = 0,
     shuffle: bool = True,
     validation: Callable[[Any], Any] | None = None,
-    callbacks: Iterable[Any] = (),
+    callbacks: Any = (),
     progress: bool = False,
-    groups: Iterable[Any] = (),
+    groups: Group | Iterable[Group] = (),
     **hyper: Any,
 ) -> Result:
     """Minimise a loss by `rule`, updating `params` in place, for at most `epochs` epochs and `steps` steps.
@@ -50,9 +50,11 @@ def minimize(
             more at the end so that every number in the history belongs to the parameters after its epoch.
         seed, shuffle: the order of mini-batches.
         validation: `params -> loss`, or a dict of numbers with a key "loss"; called after every epoch, lower is better.
-        callbacks: see `fastopt.callbacks`: `EarlyStopping`, `KeepBest`, `Target`, `Restarts`, or your own.
+        callbacks: one or several of `EarlyStopping`, `KeepBest`, `Target`, `Restarts`, or your own: an object with any of
+            the methods `on_start(run)`, `on_step(run)`, `on_epoch(run)`, `on_end(run)`, or a function, then `on_epoch`;
+            a string (the reason) or True stops the run, None goes on. See `fastopt.callbacks` for what `run` holds.
         progress: a live bar (needs rich).
-        groups, hyper: for the optimizer. Schedules fed with a metric (`schedules.Plateau`) get it after every epoch.
+        groups, hyper: for the optimizer; `maximize` excepted. Schedules fed with a metric (`schedules.Plateau`) get it after every epoch.
 
     A loss that is not finite stops the run before its gradient is applied. Ctrl-C returns what there is.
 
@@ -60,20 +62,26 @@ def minimize(
         ConfigError: for arguments that do not fit together, before anything is changed, or a `loss_and_grad` that
             returns something else. The optimizer's own errors and those of `loss_and_grad` pass through.
     """
+    if not isinstance(rule, Rule):
+        raise ConfigError(f"minimize: `rule` is {rule!r}; expected a rule such as fastopt.adam.")
+    _check_names(rule, hyper)  # before the limits: a misspelt limit is not a missing one
     for name, limit in (("epochs", epochs), ("steps", steps)):
         if limit is not None:
             whole("minimize", name, limit, 0)
     if epochs is None and steps is None:
         raise ConfigError("minimize: give `epochs=` or `steps=`; a callback may stop the run earlier.")
-    if not isinstance(rule, Rule):
-        raise ConfigError(f"minimize: `rule` is {rule!r}; expected a rule such as fastopt.adam.")
-    for name in hyper.keys() - rule.schema.keys() - {"device"}:
-        options = [*rule.schema, *(minimize.__kwdefaults__ or {})]
-        raise ConfigError(
-            f"minimize: `{name}` is no option, and no hyperparameter of `{rule.name}`.{hint(name, options)}"
-        )
+    if not callable(loss_and_grad):
+        what = f"a {type(loss_and_grad).__name__}; expected a function (params, *batch) -> (loss, grads)"
+        raise ConfigError(f"minimize: `loss_and_grad` is {what}.")
+    if validation is not None and not callable(validation):
+        remedy = "such as lambda params: loss_and_grad(params, X_val, y_val)[0]"
+        what = f"a {type(validation).__name__}; expected a function params -> loss, {remedy}"
+        raise ConfigError(f"minimize: `validation` is {what}.")
     batches, full = _batches(data, batch_size, seed, shuffle)
-    groups, callbacks = tuple(groups), list(callbacks)
+    if not isinstance(groups, Iterable | Group):
+        raise ConfigError(f"minimize: `groups` is {groups!r}; expected a list of fastopt.Group(pattern, ...).")
+    groups = (groups,) if isinstance(groups, Group) else tuple(groups)
+    callbacks = list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
     restarts = [c for c in callbacks if isinstance(c, Restarts)]
     if len(restarts) > 1:
         raise ConfigError("minimize: `callbacks` holds more than one `Restarts`; give one.")
@@ -96,6 +104,20 @@ def minimize(
         return _restarted(restarts[0], once, params, _frozen(params, groups)) if restarts else once()
 
 
+def _check_names(rule: Rule, hyper: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for a keyword that is neither an option of `minimize` nor a hyperparameter."""
+    if "maximize" in hyper:
+        raise ConfigError(
+            "minimize: `maximize` is not for minimize, which minimises; negate the loss and its gradient, or write the "
+            f"loop yourself with fastopt.{rule.name}(params, maximize=True)."
+        )
+    options = list(minimize.__kwdefaults__ or {})
+    for name in sorted(hyper.keys() - rule.schema.keys() - {"device"}):
+        better = hint(name, [*options, *rule.schema])
+        better = better or f" The options are {listing(options, 99)}; its own are {listing(rule.schema, 99)}."
+        raise ConfigError(f"minimize: `{name}` is no option, and no hyperparameter of `{rule.name}`.{better}")
+
+
 def _batches(data: Any, batch_size: int | None, seed: int, shuffle: bool) -> tuple[Any, bool]:
     """What is iterated over once an epoch, False; or the one batch of every step, True."""
     if batch_size is not None:
@@ -108,6 +130,14 @@ def _batches(data: Any, batch_size: int | None, seed: int, shuffle: bool) -> tup
         if batch_size is None:
             return arrays, True
         return minibatches(*arrays, batch_size=batch_size, seed=seed, shuffle=shuffle), False
+    for i, a in enumerate(data if isinstance(data, tuple) else ()):
+        if not (hasattr(a, "shape") and len(a.shape)):
+            what = (
+                "has no examples along a first axis (shape ())" if hasattr(a, "shape") else f"is a {type(a).__name__}"
+            )
+            raise ConfigError(
+                f"minimize: element {i} of `data` {what}; expected arrays: use numpy.asarray(...) on each."
+            )
     if batch_size is not None:
         raise ConfigError("minimize: `batch_size` is for `data` given as arrays, with examples along the first axis.")
     if data is None:

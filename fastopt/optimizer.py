@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable
+from operator import is_
 from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
@@ -70,9 +71,19 @@ class Optimizer:
         self._gradients = Gradients(tree, names, owned, frozen, [*owned, *flats], packed)
         self._plan: plan.Plan | None = None
         self._lock = threading.Lock()
+        self._leaves = () if packed is not None or tree.kind == "leaf" else leaves
+        self._list = tree.reader()
         self.state = MappingProxyType(
             {s: tree.build(iter([x.state.get(s) for x in self._segments])) for s in rule.state if self._uses(s)}
         )
+
+        self._ready = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_") or "_ready" not in self.__dict__:
+            return object.__setattr__(self, name, value)
+        remedy = f"use opt.set({name}=...)" if name in self._settings.schema else "it is not for assignment"
+        raise ConfigError(f"`{name}` of an optimizer cannot be set: {remedy}.")
 
     def _uses(self, name: str) -> bool:
         return any(name in s.state for s in self._segments)
@@ -93,6 +104,8 @@ class Optimizer:
         with self._lock:  # a C lock in a `with`: no interrupt comes between taking it and the block
             if self._clock[_DIRTY]:
                 self._torn()
+            if self._leaves and not all(map(is_, self._list(self.params), self._leaves)):
+                self._replaced()
             moved = self._gradients.read(grads)
             ready = self._plan
             if moved or ready is None or ready.epoch != threads.epoch:
@@ -144,7 +157,7 @@ class Optimizer:
         )
 
     def hyper(self, pattern: str | None = None) -> dict[str, float | bool]:
-        """Values for the next step, schedules evaluated: the optimizer's own, or those of the group of a pattern."""
+        """Values for the next step, schedules evaluated: the optimizer's own, a group's (pattern) or a parameter's."""
         settings = self._settings
         return dict(zip(settings.schema, settings.evaluate(settings.row(pattern), self.t + 1), strict=True))
 
@@ -181,6 +194,14 @@ class Optimizer:
             state.load(saved, self.rule, self._settings, self.names, self._segments, self._clock)
             self._plan = None
 
+    def _replaced(self) -> NoReturn:
+        now = self._list(self.params)
+        name = next(n for n, x, y in zip(self.names, now, self._leaves, strict=True) if x is not y)
+        raise ConfigError(
+            f"parameter `{name}` was replaced by another array, which this optimizer does not know. Write into the "
+            "array instead, x[...] = new, or build a new optimizer."
+        )
+
     def _torn(self) -> NoReturn:
         raise TornStateError(
             f"step {self.t + 1} of this {self.rule.name} optimizer was interrupted between two kernels: some "
@@ -201,4 +222,5 @@ class Optimizer:
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{k}={v!r}" for k, v in self._settings.own[-1].items())
-        return f"<{self.rule.name}({shown}) of {len(self.names)} arrays, {self.num_parameters:,} elements, t={self.t}>"
+        arrays = "1 array" if len(self.names) == 1 else f"{len(self.names)} arrays"
+        return f"<{self.rule.name}({shown}) of {arrays}, {self.num_parameters:,} elements, t={self.t}>"

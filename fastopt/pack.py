@@ -7,11 +7,52 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.errors import ArrayTypeError, ConfigError
+from fastopt.errors import ArrayTypeError, ConfigError, listing
 from fastopt.params import FLOATS, Tree, foreign, survey, zeros
 
 
-class Packed:
+class Views:
+    """A dict or list of views into a flat buffer, or of more such. Assigning to an item copies into the view."""
+
+    def __init__(self, items: Any):
+        self._items = items
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._items[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        view = self._items[key]
+        if isinstance(view, Views):
+            keys = list(value) if isinstance(value, Mapping) else list(range(len(value)))
+            own = list(view) if isinstance(view, Mapping) else list(range(len(view)))
+            if set(keys) != set(own):
+                raise ConfigError(f"`{key}` holds {listing(own)}; got {listing(keys)}.")
+            for k in own:
+                view[k] = value[k]
+        elif np.ndim(value) and np.shape(value) != view.shape:
+            raise ConfigError(f"`{key}` has shape {view.shape}; got {np.shape(value)}.")
+        else:
+            view[...] = value
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+
+class DictViews(Views, Mapping[Any, Any]):
+    """`Views` by name."""
+
+
+class ListViews(Views, Sequence[Any]):
+    """`Views` by position."""
+
+
+class Packed(Views):
     """Views, back to back, into one 64-byte aligned 1-d buffer, in the structure the parameters had.
 
     Attributes:
@@ -21,13 +62,11 @@ class Packed:
     `params["w"] = x` copies `x` into the view. Copies and pickles of a `Packed` have buffers of their own.
     """
 
-    _grads: Packed | None
-
     def __init__(self, tree: Tree, shapes: list[tuple[int, ...]], flat: np.ndarray, grads: Packed | None):
         ends = np.cumsum([0, *(int(np.prod(s, dtype=np.int64)) for s in shapes)])
-        leaves = [flat[a:b].reshape(s) for a, b, s in zip(ends, ends[1:], shapes, strict=False)]
+        leaves = iter([flat[a:b].reshape(s) for a, b, s in zip(ends, ends[1:], shapes, strict=False)])
         self._tree, self._shapes, self._flat, self._grads = tree, shapes, flat, grads
-        self._views: Any = tree.build(iter(leaves))
+        super().__init__(_views(tree, leaves)._items)
 
     @property
     def flat(self) -> np.ndarray:
@@ -43,23 +82,6 @@ class Packed:
     def has_grads(self) -> bool:
         return self._grads is not None
 
-    def __getitem__(self, key: Any) -> Any:
-        return self._views[key]
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        view = self._views[key]
-        if not isinstance(view, np.ndarray):
-            raise ConfigError(f"`{key}` is a {type(view).__name__} of arrays; assign to the arrays inside it.")
-        if np.shape(value) != view.shape:
-            raise ConfigError(f"`{key}` has shape {view.shape}; got {np.shape(value)}.")
-        view[...] = value
-
-    def __len__(self) -> int:
-        return len(self._views)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._views)
-
     def __repr__(self) -> str:
         return f"<packed {self.flat.dtype} {', '.join(self._tree.names()[:8])}: {self.flat.size} elements>"
 
@@ -68,12 +90,19 @@ class Packed:
         return _assemble, (self._tree, self._shapes, self.flat, grads)
 
 
-class PackedDict(Packed, Mapping[Any, Any]):
+class PackedDict(Packed, DictViews):
     """A `Packed` of a dict."""
 
 
-class PackedList(Packed, Sequence[Any]):
+class PackedList(Packed, ListViews):
     """A `Packed` of a list, a tuple or a single array (then of length 1)."""
+
+
+def _views(tree: Tree, leaves: Iterator[np.ndarray]) -> Any:
+    if tree.kind == "leaf":
+        return next(leaves)
+    items = [_views(child, leaves) for child in tree.children]
+    return DictViews(dict(zip(tree.keys, items, strict=True))) if tree.kind == "dict" else ListViews(items)
 
 
 def _assemble(tree: Tree, shapes: list[tuple[int, ...]], flat: np.ndarray, grads: np.ndarray | None) -> Packed:
@@ -116,7 +145,6 @@ def pack(params: Any, *, dtype: Any = None) -> Packed:
     kind = PackedDict if tree.kind == "dict" else PackedList
     shapes = [a.shape for a in arrays]
     packed = kind(tree, shapes, flat, kind(tree, shapes, zeros(flat.size, dtype), None))
-    _, views = survey(packed)
-    for view, array in zip(views, arrays, strict=True):
+    for view, array in zip(survey(packed)[1], arrays, strict=True):
         view[...] = array
     return packed

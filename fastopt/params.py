@@ -92,8 +92,17 @@ def survey(params: Any, prefix: str = "") -> tuple[Tree, list[Any]]:
             raise ConfigError(f"{where}: the key {bad[0]!r} is no name; expected a non-empty str, or an int.")
     elif isinstance(params, Sequence) and not isinstance(params, str | bytes):
         kind = "tuple" if isinstance(params, tuple) else "list"
-        keys, values = tuple(range(len(params))), list(params)
-    elif isinstance(params, set | frozenset | Iterator | str | bytes | int | float) or params is None:
+        keys, values = tuple(getattr(params, "_fields", range(len(params)))), list(params)
+        if values and isinstance(values[0], Mapping) and "params" in values[0]:
+            raise ConfigError(
+                "these are PyTorch's parameter groups; give all parameters, and groups=[fastopt.Group(...)]."
+            )
+    elif isinstance(params, int | float | complex) and not isinstance(params, np.generic):
+        raise ConfigError(
+            f"{where}: got a {type(params).__name__}, which cannot change in place; expected an array, as "
+            f"numpy.array({params}) gives, or a dict, list or tuple of arrays."
+        )
+    elif isinstance(params, set | frozenset | Iterator | str | bytes) or params is None:
         raise ConfigError(
             f"{where}: got a {type(params).__name__}; expected an array, or a dict, list or tuple of arrays."
         )
@@ -128,6 +137,8 @@ def parameter(x: Any, name: str) -> np.ndarray:
     def refuse(what: str, remedy: str) -> ArrayTypeError:
         return ArrayTypeError(f"parameter `{name}` {what}; {remedy}.")
 
+    if isinstance(x, np.generic):
+        raise refuse(f"is a {type(x).__name__}, a number that cannot change in place", "pass numpy.array(x)")
     a = foreign(x, name)
     if not isinstance(a, np.ndarray):
         raise refuse(f"is a {type(x).__name__}", "expected a NumPy array of float32 or float64")
@@ -136,7 +147,8 @@ def parameter(x: Any, name: str) -> np.ndarray:
     if a is not x and not np.may_share_memory(a, foreign(x, name)):
         raise refuse(f"is a {type(x).__name__} that hands out copies", "pass a NumPy array that you own")
     if a.dtype.newbyteorder("=") not in FLOATS:
-        raise refuse(f"has dtype {a.dtype}", "expected float32 or float64: x.astype(numpy.float32)")
+        remedy = ": x.astype(numpy.float32)" if a.dtype.kind in "fiub" else ""
+        raise refuse(f"has dtype {a.dtype}", f"expected float32 or float64{remedy}")
     if not a.dtype.isnative:
         raise refuse(f"has byte-swapped dtype {a.dtype.str}", "convert it: x.astype(x.dtype.newbyteorder('='))")
     if not a.flags.c_contiguous:
@@ -157,9 +169,14 @@ def gradient(x: Any, like: np.ndarray, name: str) -> np.ndarray:
     if isinstance(g, float | int | np.floating) and like.ndim == 0:
         g = np.asarray(g, like.dtype)
     if not isinstance(g, np.ndarray) or isinstance(g, np.ma.MaskedArray):
-        raise GradientError(f"gradient of `{name}`: expected an array of shape {like.shape}, got a {type(x).__name__}.")
+        found = type(x).__name__
+        raise GradientError(
+            f"gradient of `{name}`: got a {found}; expected an array of shape {like.shape}: numpy.asarray."
+        )
     if g.dtype.newbyteorder("=") not in FLOATS:
-        raise GradientError(f"gradient of `{name}`: dtype {g.dtype}; expected float32 or float64.")
+        raise GradientError(
+            f"gradient of `{name}`: dtype {g.dtype}; expected float32 or float64, as g.astype({like.dtype}) gives."
+        )
     if g.shape != like.shape:
         raise GradientError(f"gradient of `{name}`: shape {g.shape}; expected {like.shape}, the parameter's.")
     return np.require(np.asarray(g), g.dtype.newbyteorder("="), ("C", "A"))

@@ -25,8 +25,9 @@ class Result:
             the mean over the epoch's examples, each seen on the way. After `KeepBest`: those of what was put back.
         best_loss, best_epoch: lowest metric (validation loss, else training loss) after any epoch; 0 is the start.
         best_params: a copy of the parameters of that epoch, with `KeepBest` or `Restarts`; else None.
-        history: lists with one entry an epoch: "loss", "lr" (at its first step), "seconds" (since the start), with
-            validation also "validation", and "validation.NAME" for the further numbers it returned.
+        history: lists with one entry an epoch: "loss", "lr" (at its first step), "seconds" (cumulative: from the start
+            of the run to the end of the epoch), with validation also "validation", and "validation.NAME" for the
+            further numbers it returned.
         steps, epochs: how many were done; an epoch cut short by `steps` counts.
         reason: "epochs", "steps", "early stopping", "target", "non-finite loss", "interrupted", or what a callback
             returned.
@@ -204,11 +205,21 @@ class Process:
         self.tell("on_epoch")
 
     def tell(self, event: str) -> None:
-        answers = [hook(self.run) for hook in self.events[event]]
+        answers = [(hook, hook(self.run)) for hook in self.events[event]]
         self.started = True  # from the end of on_start on, on_end is owed
-        for answer in answers if event != "on_end" else ():
-            if answer is True or (isinstance(answer, str) and answer):
-                raise _Stop("callback" if answer is True else answer, self.run.message)
+        for hook, answer in answers if event != "on_end" else ():
+            if answer is not None and not isinstance(answer, str | bool | np.bool_):
+                raise ConfigError(
+                    f"minimize: the callback {_name(hook)} returned {answer!r} ({type(answer).__name__}) at `{event}`; "
+                    "expected None to go on, or True or a string, the reason, to stop."
+                )
+            if answer:
+                raise _Stop(str(answer) if isinstance(answer, str) else "callback", self.run.message)
+
+
+def _name(hook: Any) -> str:
+    """`Class.method` or `function`, without the address that a repr shows."""
+    return f"`{getattr(hook, '__qualname__', type(hook).__name__)}`"
 
 
 def _copy(grads: Any) -> Any:

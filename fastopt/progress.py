@@ -8,7 +8,7 @@ from typing import Any
 from fastopt.callbacks import Run
 from fastopt.errors import ConfigError
 
-REMEDY = 'pip install "fastopt[demo]"'
+REMEDY = 'pip install ".[demo]" in a checkout of fastopt'  # not by name: fastopt is not on PyPI
 
 
 def need(module: str, package: str, purpose: str) -> ModuleType:

@@ -5,9 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_args, overload
 
 from fastopt import lower
-from fastopt.errors import ConfigError
 from fastopt.formula import Formula, read
-from fastopt.schema import Domain, Hyper, Rule
+from fastopt.schema import REQUIRED, Domain, Hyper, Rule
 
 # The field's names carry their domain: one table instead of an annotation on every rule.
 _BY_NAME = {
@@ -70,6 +69,9 @@ def _signature(source: Formula) -> tuple[tuple[str, ...], dict[str, Hyper], bool
             positional.append(q.name)
     if positional[:2] != ["p", "g"]:
         source.refuse(source.tree, f"takes ({', '.join(positional)}); the first two must be `p` and `g`.")
+    settings = {n for names in _BY_NAME for n in names} - {"momentum"}  # which is a fine name for a state, too
+    if known := [n for n in positional[2:] if n in settings]:
+        source.refuse(source.tree, f"takes `{known[0]}` as a state; hyperparameters stand behind the `*`.")
     for name in {"params", "groups", "device", "maximize", "rule", "frozen"} & {*positional, *keyword}:
         source.refuse(source.tree, f"names something `{name}`, a word the optimizer itself uses; choose another name.")
     t = keyword.pop("t", None)
@@ -85,9 +87,6 @@ def _hyper(source: Formula, q: inspect.Parameter) -> Hyper:
     annotated = [a for a in get_args(q.annotation) if isinstance(a, Domain)]
     named = [d for names, d in _BY_NAME.items() if q.name in names]
     hyper = Hyper(q.name, q.default, [*annotated, *named, Domain()][0])
-    if not hyper.boolean and q.default is not q.empty:
-        try:
-            hyper.check(q.default, None, f"rule `{source.name}`, default")
-        except ConfigError as error:
-            source.refuse(source.tree, f"has a bad default: {error}")
+    if not hyper.boolean and hyper.default is not REQUIRED and hyper.default not in hyper.domain:
+        source.refuse(source.tree, f"gives `{q.name}` the default {q.default!r}; expected {hyper.domain}.")
     return hyper

@@ -84,6 +84,27 @@ class Hyper:
         return number
 
 
+class _Signature:
+    """`inspect.signature` of a rule is its optimizer's; of the class `Rule` itself, the usual one."""
+
+    def __get__(self, rule: Any, owner: type) -> inspect.Signature:
+        if rule is None:
+            raise AttributeError("__signature__")
+        return rule._signature()
+
+
+# What other libraries call it.
+_ALIASES = {
+    **dict.fromkeys(("learning_rate", "learning_rates", "alpha", "step_size", "eta"), "lr"),
+    **dict.fromkeys(("betas", "b1", "beta_1"), "beta1"),
+    **dict.fromkeys(("b2", "beta_2"), "beta2"),
+    **dict.fromkeys(("wd", "decay", "l2", "weight_decay_rate"), "weight_decay"),
+    **dict.fromkeys(("epsilon",), "eps"),
+    **dict.fromkeys(("mu", "m"), "momentum"),
+    **dict.fromkeys(("rho", "decay_rate"), "alpha"),
+}
+
+
 @dataclass(frozen=True, eq=False)
 class Rule:
     """An update rule. `rule(params, **hyper)` is an `Optimizer`; `rule.formula(p, g, *state, **hyper)` one step.
@@ -116,8 +137,9 @@ class Rule:
     def __doc__(self) -> str | None:  # type: ignore[override]
         return self.formula.__doc__
 
-    @property
-    def __signature__(self) -> inspect.Signature:
+    __signature__ = _Signature()
+
+    def _signature(self) -> inspect.Signature:
         kind = inspect.Parameter.KEYWORD_ONLY
         own = [inspect.Parameter(n, kind, default=h.default) for n, h in self.schema.items()]
         common = [
@@ -125,15 +147,20 @@ class Rule:
         ]
         return inspect.Signature([inspect.Parameter("params", inspect.Parameter.POSITIONAL_ONLY), *own, *common])
 
-    def __call__(self, params: Any, **options: Any) -> Optimizer:
+    def __call__(self, params: Any, *more: Any, **options: Any) -> Optimizer:
         """`Optimizer(self, params, **options)`."""
+        if more:
+            names = ", ".join(f"{n}=..." for n in list(self.schema)[:2])
+            raise TypeError(f"{self.name}() takes the parameters alone by position; name the rest: {names}.")
         from fastopt.optimizer import Optimizer  # the one arrow that points up: a rule given parameters is an optimizer
 
         return Optimizer(self, params, **options)
 
     def unknown(self, name: str) -> ConfigError:
         has = ", ".join(self.schema) or "none"
-        return ConfigError(f"unknown hyperparameter `{name}` for `{self.name}`; it has {has}.{hint(name, self.schema)}")
+        alias = _ALIASES.get(name)
+        close = f" Did you mean `{alias}`?" if alias in self.schema else hint(name, self.schema)
+        return ConfigError(f"unknown hyperparameter `{name}` for `{self.name}`; it has {has}.{close}")
 
     def __repr__(self) -> str:
         shown = ", ".join(n if h.default is REQUIRED else f"{n}={h.default!r}" for n, h in self.schema.items())

@@ -24,7 +24,7 @@ def source(rule: Rule, target: str = "cpu", *, dtype: Any = np.float32, gradient
         raise DeviceError(f"target is {target!r}; expected one of {', '.join(map(repr, TARGETS))}.")
     if unknown := [n for n in switches if n not in rule.switches]:
         known = ", ".join(rule.switches) or "none"
-        raise ConfigError(f"`{unknown[0]}` is no switch of `{rule.name}`; its switches are: {known}.")
+        raise ConfigError(f"`{unknown[0]}` is not a switch of `{rule.name}`; its switches are: {known}.")
     of_p, of_g = np.dtype(dtype), np.dtype(dtype if gradient is None else gradient)
     if bad := [d for d in (of_p, of_g) if d not in FLOATS]:
         raise ConfigError(f"dtype {bad[0]}; expected float32 or float64.")

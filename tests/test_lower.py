@@ -80,7 +80,7 @@ REFUSED = {
     "print(g)\n    return p - lr * g, m + g": "an expression whose value is not used",
     "m = helper(g)\n    return p - lr * m, m": "calls `helper`, which is not defined here",
     "m = sqr(m)\n    return p - lr * m, m": "Did you mean `sqrt`?",
-    "return p - lr * g": "returns 1 values; expected 2: p, m",
+    "return p - lr * g": "returns 1 value; expected 2: p, m",
     "m = m + g\n    return p - lr * g, m, g": "returns 3 values; expected 2",
     "m = m + g": "has no return",
     "return p - lr * g, g": "never reads its state `m`",
@@ -92,7 +92,7 @@ REFUSED = {
     "m = m @ g\n    return p - m, m": "uses the operator",
     "m = 'x'\n    return p - m, m": "only numbers belong in a formula",
     "m = m + t\n    return p - m, m": "add `t` behind the `*`",
-    "m = m + nothing\n    return p - m, m": "uses `nothing`, which is not a number",
+    "m = m + nothing\n    return p - m, m": "uses `nothing`, which is not defined",
     "m = sqrt(m, g)\n    return p - m, m": "calls `sqrt` with 2 arguments; it takes 1",
     "m = maximum(a=m, b=g)\n    return p - m, m": "with keywords or a star",
     "m = m + 1 / 0\n    return p - m, m": "cannot be evaluated: division by zero",
@@ -103,6 +103,9 @@ REFUSED = {
     "m = g if g is p else m\n    return p - m, m": "compares with `Is`",
     "m, g = g\n    return p - m, m": "assigns to plain names",
     "m = ~m\n    return p - m, m": "uses the operator",
+    "m = m + g.mean()\n    return p - m, m": "a rule sees one element, so methods and reductions have no place in it",
+    "return p - lr * m, m": "never changes its state `m`, which starts at 0",
+    "m = m + grad\n    return p - lr * m, m": "not defined",
     "lr = lr * g\n    m = lr(g)\n    return p - m, m": "calls `lr`, which is a number here",
 }
 
@@ -124,9 +127,11 @@ def test_what_is_no_formula_is_refused_where_it_is_declared(body):
         ("(p, g, *, lr, **other)", "takes `*other`"),
         ("(p, g, *, lr, t=1)", "gives `t` a default"),
         ("(p, g, *, lr='a')", "expected a number or a bool"),
-        ("(p, g, *, lr=-1.0)", "`lr` is -1.0; expected a finite number >= 0"),
-        ("(p, g, *, beta=1.0, lr)", "`beta` is 1.0; expected a number in [0, 1)"),
+        ("(p, g, *, lr=-1.0)", "gives `lr` the default -1.0; expected a finite number >= 0"),
+        ("(p, g, *, beta=1.0, lr)", "gives `beta` the default 1.0; expected a number in [0, 1)"),
         ("(p, g, *, groups, lr)", "names something `groups`"),
+        ("(p, g, lr, *, beta)", "takes `lr` as a state; hyperparameters stand behind the `*`"),
+        ("(p, g, *, lr, beta)", "never reads its hyperparameter `beta`"),
         ("(p, g, *, maximize=False, lr)", "names something `maximize`"),
     ],
 )
@@ -135,8 +140,44 @@ def test_a_signature_that_is_no_schema_is_refused(signature, reason):
         fo.rule(f"def bad{signature}:\n    return p - lr * g")
 
 
+def test_states_returned_in_the_wrong_order_are_refused():
+    body = "    m, v = m + g, v + g * g\n    return p - lr * m / v, "
+    with pytest.raises(fo.RuleError, match="returns its states as v, m; the order is p, m, v"):
+        fo.rule("def swapped(p, g, m, v, *, lr):\n" + body + "v, m")
+    fo.rule("def shifted(p, g, new, old, *, lr):\n    return p - lr * (new - old), g, new")  # a history is no swap
+
+
+def test_numbers_of_numpy_around_a_rule_are_numbers():
+    half = np.float32(0.5)
+
+    @fo.rule
+    def halved(p, g, *, lr):
+        return p - lr * half * g
+
+    p = np.ones(2)
+    halved(p, lr=1.0).step(np.ones(2))
+    assert (p == 0.5).all()
+
+
+def test_the_parameters_alone_are_positional_and_names_of_other_libraries_are_known():
+    with pytest.raises(TypeError, match=r"adamw\(\) takes the parameters alone by position; name the rest: lr=\.\.\."):
+        fo.adamw(np.ones(2), 0.1)
+    for given, meant in {"betas": "beta1", "learning_rate": "lr", "epsilon": "eps", "wd": "weight_decay"}.items():
+        with pytest.raises(fo.ConfigError, match=f"Did you mean `{meant}`"):
+            fo.adamw(np.ones(2), **{given: 0.1})
+    with pytest.raises(fo.ConfigError, match="`lr` is cosine itself; call it"):
+        fo.adamw(np.ones(2), lr=fo.schedules.cosine)
+
+
+def test_signatures_can_be_inspected():
+    import inspect
+
+    assert list(inspect.signature(fo.sgd).parameters)[:3] == ["params", "lr", "momentum"]
+    assert "formula" in inspect.signature(fo.Rule).parameters
+
+
 def test_init_is_checked():
-    text = "def rule_with_start(p, g, s, *, lr, s0=1.0):\n    return p - lr * s, s + g"
+    text = "def rule_with_start(p, g, s, *, lr, s0=1.0):\n    return p - lr * s, s + s0 * g"
     with pytest.raises(fo.RuleError, match="gives a start for `z`"):
         fo.rule(text, init={"z": 0.0})
     with pytest.raises(fo.RuleError, match="starts `s` at 'nothing'"):
@@ -211,7 +252,7 @@ def test_source_reads_like_the_formula(name):
 
 
 def test_source_is_refused_for_what_is_not_there():
-    with pytest.raises(fo.ConfigError, match="is no switch of `adamw`; its switches are: amsgrad"):
+    with pytest.raises(fo.ConfigError, match="is not a switch of `adamw`; its switches are: amsgrad"):
         fo.source(fo.adamw, nesterov=True)
     with pytest.raises(fo.DeviceError, match="target is 'tpu'"):
         fo.source(fo.adamw, "tpu")

@@ -125,3 +125,20 @@ def test_a_pack_of_one_array_is_a_list_of_one():
     packed.grads[0][:] = 1
     opt.step()
     assert not packed.flat.any()
+
+
+def test_items_of_nested_packs_are_copied_into_the_buffer_too():
+    """A plain dict inside would let `p["enc"]["w"] = x` part the view from the buffer."""
+    params = fo.pack({"enc": {"w": np.ones(3), "b": [np.zeros(2)]}, "out": np.ones(1)})
+    params.grads["enc"]["w"] = np.arange(3)
+    params.grads["enc"]["b"][0] = 7.0
+    assert params.grads.flat.tolist() == [0, 1, 2, 7, 7, 0]
+    params.grads["enc"] = {"w": np.full(3, 5.0), "b": [np.zeros(2)]}
+    assert params.grads.flat.tolist() == [5, 5, 5, 0, 0, 0]
+    with pytest.raises(fo.ConfigError, match=r"`w` has shape \(3,\); got \(2,\)"):
+        params["enc"]["w"] = np.ones(2)
+    with pytest.raises(fo.ConfigError, match="`enc` holds `w`, `b`; got `w`"):
+        params["enc"] = {"w": np.ones(3)}
+    opt = fo.sgd(params, lr=1.0)
+    opt.step()
+    assert params["enc"]["w"].tolist() == [-4, -4, -4]

@@ -262,3 +262,44 @@ def test_neighbours_of_a_parameter_are_never_written(size, pad, data):
         opt.step(np.ones(size, "f4"))
     assert (wide[:pad] == 7).all() and (wide[pad + size :] == 7).all()
     assert size == 0 or ((inner < 1).all() and (inner == inner[0]).all())
+
+
+def test_a_parameter_replaced_in_its_container_is_noticed():
+    """`params["w"] = params["w"] * 2` is a NumPy user's first habit; the optimizer would go on training the orphan."""
+    params = {"w": np.ones(3), "layers": [np.ones(2)]}
+    opt = fo.sgd(params, lr=0.1)
+    grads = {"w": np.ones(3), "layers": [np.ones(2)]}
+    opt.step(grads)
+    params["layers"][0] = params["layers"][0] * 2
+    with pytest.raises(fo.ConfigError, match=r"parameter `layers\.0` was replaced by another array.*x\[\.\.\.\] = new"):
+        opt.step(grads)
+    assert opt.t == 1 and params["w"].tolist() == [0.9] * 3
+
+
+def test_attributes_of_an_optimizer_are_not_for_assignment():
+    opt = fo.adam(np.ones(3))
+    with pytest.raises(fo.ConfigError, match=r"`lr` of an optimizer cannot be set: use opt\.set\(lr=\.\.\.\)"):
+        opt.lr = 5
+    with pytest.raises(fo.ConfigError, match="`state` of an optimizer cannot be set"):
+        opt.state = {}
+
+
+def test_hyperparameters_of_a_parameter_can_be_asked_for_by_its_path():
+    opt = fo.adam({"w": np.ones(1), "b": np.ones(1)}, groups=[fo.Group("b*", lr=0.5)])
+    assert opt.hyper("b")["lr"] == 0.5 and opt.hyper("w")["lr"] == 1e-3
+    with pytest.raises(fo.ConfigError, match="is one parameter of the group"):
+        opt.set("b", lr=1.0)
+    with pytest.raises(fo.ConfigError, match="`frozen` decides which state exists"):
+        opt.set("b*", frozen=True)
+
+
+def test_fields_of_a_namedtuple_are_names():
+    from collections import namedtuple
+
+    pair = namedtuple("pair", "w b")(np.ones(1), np.ones(1))
+    assert fo.sgd(pair, lr=0.1).names == ("w", "b")
+
+
+def test_parameter_groups_of_torch_are_pointed_to_groups():
+    with pytest.raises(fo.ConfigError, match="PyTorch's parameter groups"):
+        fo.sgd([{"params": [np.ones(1)], "lr": 0.1}])

@@ -86,8 +86,9 @@ UNFIT = {
     "state `m` of `w`: float64 (7, 3), expected float32 (7, 3)": lambda d: d["state"]["m"].update(w=np.zeros((7, 3))),
     "state `m` of `w`: str": lambda d: d["state"]["m"].update(w="x"),
     "groups: `*`, expected `b` and": lambda d: d["hyper"].pop("b"),
-    "`lr` of '*': a number, expected a schedule": lambda d: d["hyper"]["*"].update(lr=0.1),
-    "`weight_decay` of 'b': a schedule, expected a number": lambda d: d["hyper"]["b"].update(weight_decay=None),
+    "`weight_decay` of 'b': a schedule, which is not saved; build the optimizer with it": lambda d: d["hyper"][
+        "b"
+    ].update(weight_decay=None),
     "switches of 'b' differ": lambda d: d["hyper"]["*"].update(amsgrad=False),
     "unknown hyperparameter `nope`": lambda d: d["hyper"]["*"].update(nope=1.0),
     "`beta1` is 1.5": lambda d: d["hyper"]["*"].update(beta1=1.5),
@@ -137,6 +138,14 @@ def test_numbers_set_during_a_run_come_back_and_schedules_keep_their_own_state()
     other.load_state_dict(saved)
     assert other.hyper()["beta1"] == 0.5
     assert other.hyper()["lr"] == opt.hyper()["lr"] == plateau.value < 0.1
+
+
+def test_a_number_set_over_a_schedule_comes_back_too():
+    opt = fo.adam(np.ones(3), lr=fo.schedules.cosine(peak=0.1, total=10))
+    opt.set(lr=0.5)
+    again = fo.adam(np.ones(3), lr=fo.schedules.cosine(peak=0.1, total=10))
+    again.load_state_dict(opt.state_dict())
+    assert again.hyper()["lr"] == 0.5
 
 
 def test_load_ends_a_torn_state():
