@@ -199,7 +199,7 @@ def hooks(callbacks: Iterable[Any]) -> dict[str, list[Callable[[Run], Any]]]:
         methods = {event: getattr(one, event) for event in EVENTS if hasattr(one, event)}
         if isinstance(one, type) or not (methods or callable(one)):
             remedy = f"; write {one.__name__}(...)" if isinstance(one, type) else ""
-            what = repr(one) if isinstance(one, type | str | int | float | None) else f"a {type(one).__name__}"
+            what = repr(one) if isinstance(one, type | str | int | float | None) else f"an object of class {type(one).__name__}"
             raise ConfigError(f"minimize: {what} is not a callback; it needs one of {', '.join(EVENTS)}{remedy}.")
         for event, method in (methods or {"on_epoch": one}).items():
             found[event].append(method)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from fastopt.errors import ConfigError, FastoptError, hint
+from fastopt import __version__
+from fastopt.errors import ConfigError, FastoptError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fastopt", description="Optimizers compiled from their formulas.", allow_abbrev=False
     )
+    parser.add_argument("--version", action="version", version=f"fastopt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="train | bench | info | source")
 
     def command(name: str, run: Callable[..., int | None], text: str) -> argparse.ArgumentParser:
@@ -64,15 +66,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def train(args: argparse.Namespace) -> int:
+    from fastopt.commands import picture, rule_named
     from fastopt.commands import train as contest
     from fastopt.commands.models import digits, from_file
     from fastopt.progress import need
+    from fastopt.rules import CATALOGUE
 
-    rules = [_rule(name) for name in dict.fromkeys(args.rule or _catalogue())]
+    rules = [rule_named(name) for name in dict.fromkeys(args.rule or CATALOGUE)]
     models = tuple(contest.HIDDEN) if args.model == "both" else (args.model,)
     need("rich", "rich", "fastopt train")
     if args.plot:
-        contest.check_plot(args.plot)
+        picture.check(args.plot)
     data = digits() if args.data is None else from_file(args.data)
     epochs = args.epochs or contest.EPOCHS
     with _progress(len(models) * len(rules) * epochs) as watch:
@@ -137,21 +141,9 @@ def info(args: argparse.Namespace) -> None:
 
 def source(args: argparse.Namespace) -> None:
     from fastopt import source as text
+    from fastopt.commands import rule_named
 
-    print(text(_rule(args.rule), args.target, **dict(map(_switch, args.set))))
-
-
-def _catalogue() -> dict[str, Any]:
-    from fastopt.rules import CATALOGUE
-
-    return CATALOGUE
-
-
-def _rule(name: str) -> Any:
-    rules = _catalogue()
-    if name not in rules:
-        raise ConfigError(f"there is no rule `{name}`; the catalogue has {', '.join(rules)}.{hint(name, rules)}")
-    return rules[name]
+    print(text(rule_named(args.rule), args.target, **dict(map(_switch, args.set))))
 
 
 def _switch(text: str) -> tuple[str, bool]:

@@ -186,13 +186,9 @@ class Expressions:
         return Value(joined, False, True)
 
     def on_IfExp(self, node: ast.IfExp) -> Value:
-        return self.choose(node, node.test, node.body, node.orelse)
-
-    def choose(self, node: ast.expr, test: ast.expr, body: ast.expr, orelse: ast.expr) -> Value:
-        whole = ast.IfExp(test, body, orelse)
-        if (chosen := self.folded(whole)) is not whole:
+        if (chosen := self.folded(node)) is not node:
             return self.expr(chosen)
-        asked, yes, no = self.expr(test), self.expr(body), self.expr(orelse)
+        asked, yes, no = self.expr(node.test), self.expr(node.body), self.expr(node.orelse)
         if asked.staged and yes.staged and no.staged:
             return Value(ast.IfExp(self.boolean(node, asked), yes.node, no.node), True, yes.boolean and no.boolean)
         return Value(ast.IfExp(self.test(node, asked), self.real(yes), self.real(no)), False)
@@ -202,7 +198,7 @@ class Expressions:
             self.source.refuse(node, f"calls `{node.func.id}`, which is a number here.")
         name = self.source.called(node)
         if name == "where":
-            return self.choose(node, *node.args)
+            return self.on_IfExp(ast.copy_location(ast.IfExp(*node.args), node))
         values = [self.expr(a) for a in node.args]
         if all(v.staged for v in values):
             return Value(_call(name, *(v.node for v in values)), True, name == "isfinite")

@@ -71,11 +71,11 @@ def minimize(
     if epochs is None and steps is None:
         raise ConfigError("minimize: give `epochs=` or `steps=`; a callback may stop the run earlier.")
     if not callable(loss_and_grad):
-        what = f"a {type(loss_and_grad).__name__}; expected a function (params, *batch) -> (loss, grads)"
+        what = f"of type {type(loss_and_grad).__name__}; expected a function (params, *batch) -> (loss, grads)"
         raise ConfigError(f"minimize: `loss_and_grad` is {what}.")
     if validation is not None and not callable(validation):
         remedy = "such as lambda params: loss_and_grad(params, X_val, y_val)[0]"
-        what = f"a {type(validation).__name__}; expected a function params -> loss, {remedy}"
+        what = f"of type {type(validation).__name__}; expected a function params -> loss, {remedy}"
         raise ConfigError(f"minimize: `validation` is {what}.")
     batches, full = _batches(data, batch_size, seed, shuffle)
     if not isinstance(groups, Iterable | Group):
@@ -109,7 +109,7 @@ def _check_names(rule: Rule, hyper: Mapping[str, Any]) -> None:
     if "maximize" in hyper:
         raise ConfigError(
             "minimize: `maximize` is not for minimize, which minimises; negate the loss and its gradient, or write the "
-            f"loop yourself with fastopt.{rule.name}(params, maximize=True)."
+            f"loop yourself with {rule.name}(params, maximize=True)."
         )
     options = list(minimize.__kwdefaults__ or {})
     for name in sorted(hyper.keys() - rule.schema.keys() - {"device"}):

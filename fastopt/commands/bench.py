@@ -1,6 +1,7 @@
 """Measuring: contenders interleaved in one process; `fastopt bench`."""
 
 import argparse
+import importlib.util
 import math
 import os
 import random
@@ -16,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from fastopt.commands import picture, rule_named
 from fastopt.commands.peers import Step, numpy_naive, numpy_out, torch_step
-from fastopt.errors import ConfigError, hint, listing
+from fastopt.errors import ConfigError
 from fastopt.progress import need
 from fastopt.schema import Rule
 
@@ -123,20 +125,21 @@ def main(args: argparse.Namespace | Sequence[str] | None = None) -> int:
         parser = argparse.ArgumentParser(prog="fastopt bench", description="steps/s and GB/s against NumPy and torch")
         add_arguments(parser)
         args = parser.parse_args(args)
-    from fastopt.rules import CATALOGUE
-
-    if args.rule not in CATALOGUE:
-        raise ConfigError(f"no rule `{args.rule}`; there are {listing(CATALOGUE)}.{hint(args.rule, CATALOGUE)}")
-    races = []
+    rule, sizes, races = rule_named(args.rule), [_size(word) for word in args.sizes], []
+    need("rich.table", "rich", "fastopt bench")
+    if args.plot:
+        picture.check(args.plot)
     with suppress(AttributeError, OSError):  # Windows
         if os.getloadavg()[0] > (os.cpu_count() or 1) / 4:
             print("This machine is busy: expect slow, scattered figures, the parallel ones above all.", file=sys.stderr)
-    for n in [_size(word) for word in args.sizes]:
+    for n in sizes:
         if 96 * n > _free_memory():  # 24 float32 arrays: all contenders' states and NumPy's temporaries
             print(f"{n:,} elements left out: they need {96e-9 * n:.1f} GB of free memory.", file=sys.stderr)
             continue
         print(f"{args.rule}, {n:,} elements ...", file=sys.stderr)
-        races.append(race(CATALOGUE[args.rule], n, warmup=1 if n >= 10**7 else 3, budget=8.0))
+        races.append(race(rule, n, warmup=1 if n >= 10**7 else 3, budget=8.0))
+    if not races:
+        raise ConfigError(f"--sizes: {', '.join(args.sizes)}: none fits into the free memory; give smaller ones.")
     head, rows = ("elements", "", "time per step", "steps/s", "GB/s", "fastopt is"), []
     for r in races:
         for name, s in r.samples.items():
@@ -144,9 +147,32 @@ def main(args: argparse.Namespace | Sequence[str] | None = None) -> int:
             rate, size = f"{r.bytes / s.median / 1e9:.2f}", "" if times else f"{r.elements:,}"
             rows.append((size, name, duration(s.median), f"{1 / s.median:,.0f}", rate, times))
     table(f"{args.rule}, float32: medians. GB/s counts the bytes a fused step must move", head, rows)
+    for line in left_out(rule, races):
+        print(line)
     if args.plot:
-        plot(args.rule, races, args.plot)
+        curves = [(r.elements, _points(r)) for r in races]
+        picture.save(picture.sweep(args.rule, curves), args.plot)
+        print(f"picture: {args.plot}")
     return 0
+
+
+def left_out(rule: Rule, races: Iterable[Race]) -> list[str]:
+    """What took no part, and why."""
+    ran = {name for r in races for name in r.samples}
+    lines = []
+    if missing := [name for name in ("torch fused", "torch foreach") if name not in ran]:
+        here = importlib.util.find_spec("torch") is not None
+        why = f"torch has none for {rule.name}" if here else "torch is not installed (pip install torch)"
+        lines.append(f"left out: {', '.join(missing)}: {why}")
+    if "NumPy out=" not in ran:
+        lines.append(f"left out: NumPy out=: none is written for {rule.name}")
+    return lines
+
+
+def _points(r: Race) -> dict[str, tuple[float, float]]:
+    """Contender -> (GB/s, time as a multiple of fastopt's)."""
+    mine = r.samples["fastopt"]
+    return {name: (r.bytes / s.median / 1e9, mine.times_faster_than(s)) for name, s in r.samples.items()}
 
 
 def _size(word: str) -> int:
@@ -163,7 +189,10 @@ def _free_memory() -> float:
 
 
 def duration(seconds: float) -> str:
-    return f"{seconds * 1e3:,.3g} ms" if seconds >= 9.995e-4 else f"{seconds * 1e6:.3g} us"
+    """Three digits, in the unit that needs no exponent."""
+    if seconds >= 0.9995:
+        return f"{seconds:.3g} s"
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 9.995e-4 else f"{seconds * 1e6:.3g} us"
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -173,20 +202,3 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Non
     for row in rows:
         drawn.add_row(*row)
     need("rich.console", "rich", "a table").Console().print(drawn)
-
-
-def plot(rule: str, races: Sequence[Race], file: str) -> None:
-    """Two panels over the number of elements: GB/s, and time per step as a multiple of fastopt's."""
-    # without pyplot: no window, no global state
-    figure = need("matplotlib.figure", "matplotlib", "a picture").Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name in dict.fromkeys(name for r in races for name in r.samples):
-        have = [(r.elements, r.bytes, r.samples[name], r.samples["fastopt"]) for r in races if name in r.samples]
-        left.loglog([n for n, *_ in have], [b / s.median / 1e9 for _, b, s, _ in have], "o-", label=name)
-        right.loglog([n for n, *_ in have], [f.times_faster_than(s) for *_, s, f in have], "o-", label=name)
-    left.set(xlabel="float32 elements", ylabel="GB/s a fused step must move", title=f"{rule}: throughput")
-    right.set(xlabel="float32 elements", ylabel="time per step / fastopt's", title=f"{rule}: how many times slower")
-    left.legend()
-    left.grid(alpha=0.3)
-    right.grid(alpha=0.3)
-    figure.savefig(file, dpi=120)

@@ -101,7 +101,8 @@ def _kernels() -> dict[str, str]:
 
 def _cuda() -> str:
     if importlib.util.find_spec("numba_cuda") is None:
-        return 'none looked for: numba-cuda is not installed (pip install "fastopt[cu12]" or "fastopt[cu13]")'
+        remedy = 'pip install ".[cu12]" or ".[cu13]" in a checkout of fastopt'
+        return f"none looked for: numba-cuda is not installed ({remedy})"
     from numba import cuda
 
     try:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fastopt.errors import ConfigError
+from fastopt.progress import REMEDY
 
 Params = dict[str, NDArray[Any]]
 
@@ -158,12 +159,12 @@ def split(name: str, x: NDArray[Any], y: NDArray[Any], held_out: float = 0.2) ->
 
 
 def digits() -> Dataset:
-    """The 1797 handwritten digits (8 x 8 pixels) inside scikit-learn (`fastopt[demo]`): 1438 to train, 359 held out."""
+    """The 1797 handwritten digits (8 x 8 pixels) inside scikit-learn: 1438 to train, 359 held out."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         raise ConfigError(
-            'the handwritten digits come with scikit-learn, which is not installed: pip install "fastopt[demo]", '
+            f"the handwritten digits come with scikit-learn, which is not installed: {REMEDY}, "
             "or give your own data with --data FILE.npz."
         ) from None
     x, y = load_digits(return_X_y=True)

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fastopt.callbacks import Run
+from fastopt.commands import picture
 from fastopt.commands.bench import duration, interleave
 from fastopt.commands.models import Dataset, Network
 from fastopt.commands.peers import numpy_naive
-from fastopt.errors import ConfigError
 from fastopt.minimize import Result, minimize
 from fastopt.progress import need
 from fastopt.schema import Rule
@@ -33,12 +33,11 @@ LEARNING_RATES = {
 
 @dataclass(frozen=True)
 class Row:
-    """One rule on one model. Times are medians, in seconds per step."""
+    """One rule on one model. Times are medians, in seconds per step; losses are means over an epoch's batches."""
 
     model: str
     rule: str
     lr: float
-    loss: float
     accuracy: float
     step: float
     faster: float
@@ -78,12 +77,16 @@ def contest(
                 batch_size=min(batch_size, len(data.x)),
                 epochs=epochs,
                 seed=seed,
-                callbacks=[lambda run, model=model, rule=rule: watch(model, rule, run)],
+                callbacks=[partial(_report, watch, model, rule)],
             )
             if result.reason == "interrupted":
                 raise KeyboardInterrupt
             rows.append(_row(model, data, network, result, rate, batch_size))
     return rows
+
+
+def _report(watch: Callable[[str, Rule, Run], Any], model: str, rule: Rule, run: Run) -> None:
+    watch(model, rule, run)  # what it returns is no reason to stop
 
 
 def _row(model: str, data: Dataset, network: Network, result: Result, lr: float, batch_size: int) -> Row:
@@ -94,7 +97,6 @@ def _row(model: str, data: Dataset, network: Network, result: Result, lr: float,
         model=model,
         rule=rule.name,
         lr=lr,
-        loss=network.loss(params, data.x, data.y),
         accuracy=network.accuracy(params, data.x_test, data.y_test),
         step=seconds,
         faster=faster,
@@ -133,7 +135,7 @@ def table(rows: Iterable[Row], data: Dataset) -> Any:
     shown = rich.Table(title=f"{data.name}: {len(data.x)} examples to train, {len(data.x_test)} held out")
     for name in ("model", "rule"):
         shown.add_column(name)
-    for name in ("lr", "final loss", "held-out accuracy", "step", "faster than NumPy"):
+    for name in ("lr", "training loss", "held-out accuracy", "step", "faster than NumPy"):
         shown.add_column(name, justify="right")
     before = None
     for row in rows:
@@ -144,7 +146,7 @@ def table(rows: Iterable[Row], data: Dataset) -> Any:
             row.model,
             row.rule,
             f"{row.lr:g}",
-            f"{row.loss:.2g}",
+            f"{row.losses[-1]:.2g}" if row.losses else "",  # the curve's last point
             f"{row.accuracy:.3f}",
             duration(row.step),
             f"{row.faster:.1f}x",
@@ -154,35 +156,17 @@ def table(rows: Iterable[Row], data: Dataset) -> Any:
 
 def plot(rows: Sequence[Row], path: str) -> None:
     """Training loss by epoch, one panel a model."""
-    need("matplotlib", "matplotlib", "--plot")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     models = list(dict.fromkeys(row.model for row in rows))
-    figure = Figure(figsize=(5 * len(models), 4), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = picture.figure(5 * len(models), 4)
     axes = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
     for axis, model in zip(axes, models, strict=True):
         for row in rows:
             if row.model == model:
-                axis.plot(range(1, len(row.losses) + 1), row.losses, label=f"{row.rule}, lr {row.lr:g}")
+                marks = ".-" if len(row.losses) < 20 else "-"  # a line of one point would not show
+                axis.plot(range(1, len(row.losses) + 1), row.losses, marks, label=f"{row.rule}, lr {row.lr:g}")
         axis.set(title=model, xlabel="epoch", yscale="log")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
-    axes[0].set_ylabel("training loss")
-    try:
-        canvas.print_figure(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--plot: cannot write {path}: {error}") from error
-
-
-def check_plot(path: str) -> None:
-    """Raise `ConfigError` now rather than after the training."""
-    need("matplotlib", "matplotlib", "--plot")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    if not Path(path).parent.is_dir():
-        raise ConfigError(f"--plot: the folder {Path(path).parent} does not exist.")
-    suffix, valid = Path(path).suffix.lstrip(".").lower(), FigureCanvasAgg.get_supported_filetypes()
-    if suffix not in valid:
-        raise ConfigError(f"--plot: {path} ends in {suffix!r}; expected one of {', '.join(sorted(valid))}.")
+    axes[0].set_ylabel("training loss, mean over the epoch's batches")
+    picture.save(figure, path)
