@@ -19,7 +19,7 @@ ALL = fo.rule(
     + f"    return p - lr * g, {', '.join(f'r_{n}' for n in ONE)}"
 )
 TWO = fo.rule(
-    "def two_arguments(p, g, a, b, c, d, e, *, lr):\n"
+    "def two_arguments(p, g, a, b, c, d, e):\n"
     "    a = maximum(p, g) + 0 * where(a > 0, 0, 0)\n"
     "    b = minimum(p, g) + 0 * where(b > 0, 0, 0)\n"
     "    c = copysign(p, g) + 0 * where(c > 0, 0, 0)\n"
@@ -45,7 +45,7 @@ def test_kernels_agree_with_numpy(dtype):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_functions_of_several_arguments_agree_with_numpy(dtype):
     p, g = (a.ravel().astype(dtype) for a in np.meshgrid(X, X))
-    opt = TWO(p.copy(), lr=0.0)
+    opt = TWO(p.copy())
     opt.step(g)
     with np.errstate(all="ignore"):
         expected = {
