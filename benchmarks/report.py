@@ -85,7 +85,7 @@ def details(row: dict[str, Any]) -> str:
 
 
 def slower(result: dict[str, Any]) -> list[str]:
-    """What fastopt loses: goals missed, and every peer with a faster median, in any row and at any size of the sweep."""
+    """What fastopt loses: goals missed, and every peer with a faster median, in any row, at any size of the sweep."""
     missed = [r for r in result["rows"] if r["met"] is False]
     found = [f"goal missed: {r['what']}: {value(r)}, wanted {goal(r)}" for r in missed]
     races = [(f"sweep, {r['elements']:,} elements", r["contenders"]) for r in result["sweep"]]
@@ -93,8 +93,9 @@ def slower(result: dict[str, Any]) -> list[str]:
         for name, s in contenders.items():
             mine = contenders["fastopt"]
             if name not in (*YARDSTICKS, "fastopt packed") and s["seconds"] < mine["seconds"]:
+                factor = mine["seconds"] / s["seconds"]
                 spread = "beyond the quartiles" if s["q3"] < mine["q1"] else "the quartiles overlap"
-                found.append(f"{what}: {name} is {mine['seconds'] / s['seconds']:.3f}x faster than fastopt ({spread})")
+                found.append(f"{what}: {name} is {factor:.3f} times as fast as fastopt ({spread})")
     return list(dict.fromkeys(found))
 
 
@@ -137,7 +138,7 @@ def _rate(row: dict[str, Any], name: str) -> str:
 
 
 def pictures(result: dict[str, Any], folder: Path) -> None:
-    """bench_sweep.png: GB/s and relative time over size. Results of before the sweep held the limit have no line for it."""
+    """bench_sweep.png: GB/s and relative time over size; the memory limit, where the results hold it."""
     races = []
     for r in result["sweep"]:
         mine = r["contenders"]["fastopt"]["seconds"]

@@ -201,7 +201,7 @@ def value(row: dict[str, Any]) -> str:
     if v is None:
         return ""
     digits = 3 if unit == "of" or (unit == "x" and 0.9 <= v < 1.1) else 2
-    while wanted is not None and (round(v, digits) - wanted) * (v - wanted) < 0 or round(v, digits) == wanted != v:
+    while wanted not in (None, v) and (round(v, digits) - wanted) * (v - wanted) <= 0:
         digits += 1
     return f"{v:.{digits}f}{'' if unit == 'of' else ' s' if unit == 's' else 'x'}"
 

@@ -7,8 +7,9 @@ A callback is any object with one or more of these methods, each taking the `Run
     on_epoch(run)   after every epoch, when `run.metric` is known and belongs to `run.params`
     on_end(run)     after on_start, however the run stopped (but not when an exception leaves `minimize`)
 
-The first three return None (or False) to go on, a string, the reason to stop (`run.message` may say more), or True;
-anything else is a `ConfigError`. Every callback hears an event before the run stops. One that keeps state resets it in `on_start`, since `Restarts` makes several runs.
+The first three return None (or False) to go on; to stop, a string, the reason (`run.message` may say more), or True.
+Anything else is a `ConfigError`. Every callback hears an event before the run stops. One that keeps state resets it in
+`on_start`, since `Restarts` makes several runs.
 """
 
 import math
@@ -199,7 +200,8 @@ def hooks(callbacks: Iterable[Any]) -> dict[str, list[Callable[[Run], Any]]]:
         methods = {event: getattr(one, event) for event in EVENTS if hasattr(one, event)}
         if isinstance(one, type) or not (methods or callable(one)):
             remedy = f"; write {one.__name__}(...)" if isinstance(one, type) else ""
-            what = repr(one) if isinstance(one, type | str | int | float | None) else f"an object of class {type(one).__name__}"
+            plain = isinstance(one, type | str | int | float | None)  # else a repr may be an address, or pages
+            what = repr(one) if plain else f"an object of class {type(one).__name__}"
             raise ConfigError(f"minimize: {what} is not a callback; it needs one of {', '.join(EVENTS)}{remedy}.")
         for event, method in (methods or {"on_epoch": one}).items():
             found[event].append(method)

@@ -58,6 +58,8 @@ class Settings:
         names: Sequence[str],
         dtypes: Sequence[np.dtype],
     ):
+        if not isinstance(groups, Iterable):
+            raise ConfigError(f"groups is a {type(groups).__name__}; expected a list of fastopt.Group(pattern, ...).")
         groups = tuple(groups)
         if bad := [g for g in groups if not isinstance(g, Group)]:
             raise ConfigError(f"groups: {bad[0]!r} is a {type(bad[0]).__name__}; expected fastopt.Group(pattern, ...).")

@@ -50,11 +50,12 @@ def minimize(
             more at the end so that every number in the history belongs to the parameters after its epoch.
         seed, shuffle: the order of mini-batches.
         validation: `params -> loss`, or a dict of numbers with a key "loss"; called after every epoch, lower is better.
-        callbacks: one or several of `EarlyStopping`, `KeepBest`, `Target`, `Restarts`, or your own: an object with any of
-            the methods `on_start(run)`, `on_step(run)`, `on_epoch(run)`, `on_end(run)`, or a function, then `on_epoch`;
-            a string (the reason) or True stops the run, None goes on. See `fastopt.callbacks` for what `run` holds.
+        callbacks: one or several: `EarlyStopping`, `KeepBest`, `Target`, `Restarts`, or your own, a function `on_epoch`
+            or an object with any of `on_start(run)`, `on_step(run)`, `on_epoch(run)`, `on_end(run)`; to stop the run
+            they return a string, the reason, or True, else None. `run` is a `fastopt.callbacks.Run`.
         progress: a live bar (needs rich).
-        groups, hyper: for the optimizer; `maximize` excepted. Schedules fed with a metric (`schedules.Plateau`) get it after every epoch.
+        groups, hyper: for the optimizer, but for `maximize`. Schedules fed with a metric (`schedules.Plateau`) get it
+            after every epoch.
 
     A loss that is not finite stops the run before its gradient is applied. Ctrl-C returns what there is.
 

@@ -42,7 +42,7 @@ def test_validation_and_callbacks_may_call_a_loss_that_reuses_its_gradients(pack
 
         given = {
             "validation": other if "validation" in options else None,
-            "callbacks": [lambda run, other=other: other(run.params)] if "callbacks" in options else [],
+            "callbacks": [lambda run, other=other: other(run.params) < 0] if "callbacks" in options else [],
         }
         fo.minimize(f, params, (x, y), rule=fo.adam, lr=0.1, steps=20, **given)
         ends.append(params["w"].copy())
@@ -148,11 +148,51 @@ def test_own_callbacks():
         return "seen enough" if run.epoch == 2 else None
 
     x, y = regression(8)
-    callbacks = [lambda run: len(heard), second_epoch, Ear()]  # a number is no reason to stop
+    callbacks = [lambda run: False, second_epoch, Ear()]
     result = fo.minimize(squares, line(), (x, y), rule=fo.sgd, batch_size=4, epochs=9, callbacks=callbacks)
     assert heard == ["start", 1, 2, 3, 4, "end"] and result.reason == result.message == "seen enough"
     assert result.history["lr"] == [1e-3, 0.2]
-    assert fo.minimize(bowl, np.ones(2), rule=fo.sgd, steps=9, callbacks=[lambda run: True]).reason == "callback"
+
+
+@pytest.mark.parametrize(
+    "answer, reason",
+    [(True, "callback"), (np.bool_(True), "callback"), ("enough", "enough"), (np.str_("enough"), "enough")]
+    + [(go_on, "steps") for go_on in (None, False, np.bool_(False), "")],
+)
+def test_what_a_callback_may_answer(answer, reason):
+    result = fo.minimize(bowl, np.ones(2), rule=fo.sgd, steps=9, callbacks=[lambda run: answer])
+    assert result.reason == reason and type(result.reason) is str
+
+
+@pytest.mark.parametrize("answer", [0, 1, 0.5, [], np.ones(1)])
+def test_another_answer_of_a_callback_is_an_error_with_its_name(answer):
+    class Ear:
+        def on_step(self, run):
+            return answer
+
+    def watch(run):
+        return answer
+
+    for callback, name in (
+        (Ear(), r"Ear\.on_step` returned .* at `on_step`"),
+        (watch, "watch` returned .* `on_epoch`"),
+    ):
+        with pytest.raises(ConfigError, match=f"the callback `.*{name}; expected None"):
+            fo.minimize(bowl, np.ones(2), rule=fo.sgd, steps=9, callbacks=[callback])
+
+
+def test_callbacks_and_runs_can_be_read():
+    def draw(rng):
+        return rng.random(2)
+
+    callbacks = [fo.EarlyStopping(3), fo.KeepBest(), Target(0.5), fo.Restarts(2, redraw=draw), fo.Restarts(2, 0.1)]
+    assert [repr(c) for c in callbacks] == [
+        "EarlyStopping(patience=3, min_delta=0.0)", "KeepBest()", "Target(loss=0.5)",
+        "Restarts(n=2, redraw=draw, seed=0)", "Restarts(n=2, perturb=0.1, seed=0)",
+    ]  # fmt: skip
+    seen = []
+    fo.minimize(bowl, np.ones(2), rule=fo.sgd, steps=1, callbacks=lambda run: seen.append(repr(run)))
+    assert seen[0].startswith("Run(epoch=1, step=1, loss=") and len(seen[0]) < 120
 
 
 def rastrigin(x):

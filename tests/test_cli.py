@@ -85,7 +85,7 @@ def test_train_runs_every_rule_by_default(monkeypatch):
 
 @pytest.mark.parametrize("extra, status", [([], 1), (["--epochs", "2"], 0), (["--lr", "1"], 0), (["--data", "x"], 0)])
 def test_a_rule_that_misses_fails_the_default_run_only(monkeypatch, capsys, tmp_path, extra, status):
-    row = contest.Row("mlp", "sgd", 0.1, 1.5, 0.93, 1e-5, 4.0, (2.0, 1.5), "epochs")
+    row = contest.Row("mlp", "sgd", 0.1, 0.93, 1e-5, 4.0, (2.0, 1.5), "epochs")
     monkeypatch.setattr(contest, "contest", lambda *a, **k: [row])
     extra = [small_file(tmp_path) if word == "x" else word for word in extra]
     assert cli.main(["train", *extra]) == status
@@ -104,15 +104,20 @@ def test_divergence_is_told(tmp_path, capsys):
         (["train", "--data", "missing.npz"], "cannot read missing.npz"),
         (["train", "--plot", "no/such/folder/x.png"], "does not exist"),
         (["source", "adamm"], "Did you mean `adam`"),
+        (["bench", "--rule", "adamm"], "no rule `adamm`; the catalogue has sgd.*Did you mean `adam`"),
+        (["bench", "--sizes", "1e3", "many"], "--sizes: 'many' is no number of elements"),
+        (["bench", "--plot", "no/such/folder/x.png"], "does not exist"),
+        (["bench", "--plot", "x.gnp"], "ends in 'gnp'"),
         (["source", "adam", "--set", "amsgrad"], "--set: got 'amsgrad'"),
         (["source", "adam", "--set", "amsgrad=maybe"], "--set: got 'amsgrad=maybe'"),
         (["source", "adam", "--set", "nesterov=true"], "`nesterov`"),
         (["source", "adam", "--target", "abacus"], "abacus"),
     ],
 )
-def test_wrong_calls_say_why_in_one_line(argv, words, capsys):
+def test_wrong_calls_say_why_in_one_line(argv, words, capsys, monkeypatch):
     import re
 
+    monkeypatch.setattr(os, "getloadavg", lambda: (99.0, 99.0, 99.0), raising=False)  # nothing else is said before
     assert cli.main(argv) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"fastopt {argv[0]}: ") and err.count("\n") == 1 and re.search(words, err)
@@ -139,14 +144,21 @@ def test_argparse_refuses(argv, words, capsys):
 
 
 @pytest.mark.parametrize(
-    "missing, argv", [("rich", ["train"]), ("sklearn", ["train"]), ("matplotlib", ["train", "--plot", "x.png"])]
+    "missing, argv",
+    [
+        ("rich", ["train"]),
+        ("sklearn", ["train"]),
+        ("matplotlib", ["train", "--plot", "x.png"]),
+        ("rich", ["bench"]),
+        ("matplotlib", ["bench", "--plot", "x.png"]),
+    ],
 )
 def test_missing_extras_are_one_line_with_the_command(tmp_path, missing, argv):
     (tmp_path / missing).mkdir()
     (tmp_path / missing / "__init__.py").write_text("raise ImportError('hidden')")
     done = run(*argv, PYTHONPATH=str(tmp_path))
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and 'pip install "fastopt[demo]"' in done.stderr
+    assert done.stderr.count("\n") == 1 and 'pip install ".[demo]" in a checkout' in done.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for a child on Windows")
@@ -225,6 +237,56 @@ def test_bench_runs_with_its_own_arguments(monkeypatch):
     monkeypatch.setattr(bench, "main", lambda args: seen.append(args) or 0)
     assert cli.main(["bench", "--rule", "adam", "--sizes", "1e3", "1e4", "--plot", "x.png"]) == 0
     assert (seen[0].rule, seen[0].sizes, seen[0].plot) == ("adam", ["1e3", "1e4"], "x.png")
+
+
+@pytest.mark.parametrize("rule, torch", [("sgd", True), ("sgd", False), ("lion", True)])
+def test_bench_says_what_was_left_out_and_where_the_picture_is(tmp_path, capsys, monkeypatch, rule, torch):
+    if torch:
+        pytest.importorskip("torch")
+    else:
+        monkeypatch.setitem(sys.modules, "torch", None)
+    plot = tmp_path / "q.png"
+    assert cli.main(["bench", "--rule", rule, "--sizes", "10", "20", "--plot", str(plot)]) == 0
+    out = capsys.readouterr().out
+    assert f"picture: {plot}" in out and plot.stat().st_size > 1000
+    why = "torch has none for lion" if rule == "lion" else "torch is not installed; pip install torch"
+    line = f"left out: torch fused and torch foreach ({why})"
+    assert (line in out) == (not torch or rule == "lion") and ("torch fused" in out.replace(line, "")) == (
+        line not in out
+    )
+
+
+def test_bench_of_sizes_that_do_not_fit(capsys, monkeypatch):
+    from fastopt.commands import bench
+
+    monkeypatch.setattr(bench, "_free_memory", lambda: 1000.0)
+    assert cli.main(["bench", "--sizes", "1e3"]) == 2
+    assert "1,000 elements left out" in (err := capsys.readouterr().err) and "none fits into the free memory" in err
+
+
+def test_durations_have_no_exponents():
+    from fastopt.commands.bench import duration
+
+    times = {1.2102: "1.21 s", 0.9999: "1 s", 0.312: "312 ms", 1e-3: "1 ms", 9.994e-4: "999 us", 3.47e-6: "3.47 us"}
+    assert {t: duration(t) for t in times} == times
+
+
+def test_ticks_of_a_sweep_do_not_collide():
+    from fastopt.commands import picture
+
+    sizes = [1000, 1010, 2000, 3000, 32_000_000]
+    drawn = picture.sweep("adam", [(n, {"fastopt": (10.0, 1.0), "torch": (9.0, 1.2)}) for n in sizes])
+    drawn.canvas.draw()
+    for axis in drawn.axes:
+        assert [t.get_text() for t in axis.get_xticklabels()] == ["1k", "32M"]
+        assert not axis.get_xticklabels(minor=True) and not axis.get_yticklabels(minor=True)
+
+
+def test_version_and_the_package_as_a_program():
+    import fastopt
+
+    done = subprocess.run([sys.executable, "-m", "fastopt", "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"fastopt {fastopt.__version__}\n")
 
 
 def test_help_of_every_command(capsys):

@@ -411,3 +411,11 @@ def test_an_array_shrunk_under_way_is_not_read_past_its_end(in_parallel):
     X.resize((2, 3), refcheck=False)
     next(batches)
     assert len(in_parallel) == 1
+
+
+def test_minibatches_can_be_read():
+    batches = minibatches(np.ones((4, 2)), np.ones(4), batch_size=2, seed=7)
+    next(iter(batches))
+    assert repr(batches) == (
+        "Minibatches(arrays=2, n=4, epoch=0, position=1, seed=7, batch_size=2, shuffle=True, drop_last=False)"
+    )

@@ -126,3 +126,8 @@ def test_weight_decay_may_go_to_zero_and_back():
     opt.step(gradient(1))
     twin.step(gradient(1))
     assert p.tobytes() == q.tobytes()
+
+
+def test_a_single_group_is_asked_to_be_a_list():
+    with pytest.raises(fo.ConfigError, match="groups is a Group; expected a list of fastopt.Group"):
+        fo.adam(np.ones(2), groups=fo.Group("*"))

@@ -138,7 +138,10 @@ BAD = [
     (dict(steps=1, rule="adam"), "`rule` is 'adam'"),
     (dict(steps=1, epoch=3), "`epoch` is no option.*Did you mean `epochs`"),
     (dict(steps=1, beta3=3), "`beta3` is no option.*Did you mean"),
-    (dict(steps=1, maximize=True), "`maximize` is no option"),
+    (dict(epoch=3), "`epoch` is no option.*Did you mean `epochs`"),
+    (dict(max_iter=3), "`max_iter` is no option.*`epochs`, `steps`.*`lr`"),
+    (dict(steps=1, maximize=True), "minimises; negate the loss and its gradient"),
+    (dict(steps=1, validation=(np.ones(3), np.ones(3))), "`validation` is of type tuple; expected a function"),
     (dict(steps=1, lr=-1.0), "`lr` is -1.0"),
     (dict(steps=1, batch_size=4), "`batch_size` is for `data`"),
     (dict(steps=1, data=(np.ones(3), np.ones(4))), r"hold \[3, 4\] examples"),
@@ -146,10 +149,16 @@ BAD = [
     (dict(steps=1, data=np.ones(3), batch_size=0), "`batch_size` is 0"),
     (dict(steps=1, data=[np.ones(3), np.ones(3)]), "write a tuple"),
     (dict(steps=1, data=iter([1])), "empty after one epoch"),
-    (dict(steps=1, data=([1], [2])), "`data` is a tuple"),
+    (dict(steps=1, data=([1], [2])), r"element 0 of `data` is a list.*numpy\.asarray"),
+    (dict(steps=1, data=(np.ones(1), [2]), batch_size=1), r"element 1 of `data` is a list.*numpy\.asarray"),
+    (dict(steps=1, data=(np.ones(1), np.array(2))), r"element 1 of `data` .*shape \(\)"),
+    (dict(steps=1, data=()), "`data` is a tuple"),
     (dict(steps=1, data=3), "`data` is a int"),
     (dict(steps=1, callbacks=[fo.KeepBest]), r"write KeepBest\(...\)"),
     (dict(steps=1, callbacks=["x"]), "'x' is not a callback"),
+    (dict(steps=1, callbacks=None), "None is not a callback"),
+    (dict(steps=1, callbacks=object()), "an object of class object is not a callback"),
+    (dict(steps=1, groups=3), "`groups` is 3; expected a list of fastopt.Group"),
     (dict(steps=1, callbacks=[fo.Restarts(1, perturb=1.0)] * 2), "more than one `Restarts`"),
 ]
 
@@ -160,6 +169,23 @@ def test_bad_calls_are_refused_before_anything_happens(options, words):
     with pytest.raises(ConfigError, match=words):
         fo.minimize(lambda p, *batch: pytest.fail("called"), w, **{"rule": fo.adam, **options})
     assert w.tolist() == [1, 1]
+
+
+def test_a_loss_that_is_no_function_is_refused():
+    with pytest.raises(ConfigError, match="`loss_and_grad` is of type tuple; expected a function"):
+        fo.minimize((1.0, np.ones(2)), np.ones(2), rule=fo.adam, steps=1)  # type: ignore[arg-type]
+
+
+def test_a_single_callback_and_a_single_group_need_no_list():
+    w = {"w": np.ones(2), "b": np.ones(2)}
+    result = fo.minimize(
+        lambda p: (1.0, {"w": np.ones(2), "b": np.ones(2)}), w, rule=fo.sgd, lr=0.5, steps=1,
+        callbacks=fo.KeepBest(), groups=fo.Group("b", frozen=True),
+    )  # fmt: skip
+    assert result.best_params is not None and w["b"].tolist() == [1, 1]
+    seen = []
+    fo.minimize(bowl, np.ones(2), rule=fo.sgd, steps=2, callbacks=lambda run: seen.append(run.epoch))
+    assert seen == [1, 2]
 
 
 @pytest.mark.parametrize(

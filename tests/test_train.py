@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fastopt as fo
+from fastopt.commands import picture
 from fastopt.commands import train as contest
 from fastopt.commands.models import Dataset, Network, digits, from_file, split
 from fastopt.errors import ConfigError
@@ -200,8 +201,9 @@ def test_table_and_plot(all_rows, tmp_path):
     console.file.close()
     assert all(word in text for word in ("softmax", "mlp", "lion", "held-out accuracy", " us", "1438"))
     path = tmp_path / "curves.png"
-    contest.check_plot(str(path))
+    picture.check(str(path))
     contest.plot(all_rows, str(path))
+    assert all(f"{row.losses[-1]:.2g}" in text for row in all_rows)  # the table shows where the curves end
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
@@ -216,9 +218,18 @@ def test_a_diverging_rule_is_reported_plotted_and_fails(tmp_path):
 
 def test_plot_paths_are_checked_before_the_training(tmp_path):
     with pytest.raises(ConfigError, match="does not exist"):
-        contest.check_plot(str(tmp_path / "no" / "curves.png"))
+        picture.check(str(tmp_path / "no" / "curves.png"))
     with pytest.raises(ConfigError, match="ends in 'gnp'"):
-        contest.check_plot(str(tmp_path / "curves.gnp"))
+        picture.check(str(tmp_path / "curves.gnp"))
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 30])
+def test_epochs_are_whole_numbers_on_the_axis(monkeypatch, epochs):
+    drawn = []
+    monkeypatch.setattr(picture, "save", lambda figure, path: drawn.append(figure))
+    contest.plot([contest.Row("mlp", "sgd", 0.1, 0.9, 1e-5, 4.0, tuple(np.linspace(2, 1, epochs)), "epochs")], "x")
+    drawn[0].canvas.draw()
+    assert all(tick == int(tick) for tick in drawn[0].axes[0].get_xticks())
 
 
 def test_dataset_is_frozen():

@@ -162,10 +162,10 @@ def left_out(rule: Rule, races: Iterable[Race]) -> list[str]:
     lines = []
     if missing := [name for name in ("torch fused", "torch foreach") if name not in ran]:
         here = importlib.util.find_spec("torch") is not None
-        why = f"torch has none for {rule.name}" if here else "torch is not installed (pip install torch)"
-        lines.append(f"left out: {', '.join(missing)}: {why}")
+        why = f"torch has none for {rule.name}" if here else "torch is not installed; pip install torch"
+        lines.append(f"left out: {' and '.join(missing)} ({why})")
     if "NumPy out=" not in ran:
-        lines.append(f"left out: NumPy out=: none is written for {rule.name}")
+        lines.append(f"left out: NumPy out= (none is written for {rule.name})")
     return lines
 
 

@@ -53,6 +53,7 @@ def sweep(title: str, races: Sequence[tuple[int, Mapping[str, tuple[float, float
     for axis in (left, right):
         axis.set_xlabel("float32 elements")
         _ticks(axis, [n for n, _ in races])
+        plain_numbers(axis)
         axis.grid(alpha=0.3)
     left.legend(fontsize="small")
     return drawn
@@ -65,7 +66,7 @@ def _style(name: str) -> dict[str, Any]:
 
 
 def _ticks(axis: Any, sizes: Sequence[int]) -> None:
-    """Label sizes that were measured, as many as have room, and plain numbers at the side: none collide."""
+    """Label sizes that were measured, as many as have room: none collide."""
     ticker = need("matplotlib.ticker", "matplotlib", "--plot")
     span, shown = math.log(max(sizes) / min(sizes)), []
     for n in sorted(set(sizes)):
@@ -73,11 +74,17 @@ def _ticks(axis: Any, sizes: Sequence[int]) -> None:
             shown.append(n)
     axis.xaxis.set_major_locator(ticker.FixedLocator(shown))
     axis.xaxis.set_major_formatter(ticker.FuncFormatter(lambda n, _: _short(n)))
+    axis.xaxis.set_minor_locator(ticker.NullLocator())
+
+
+def plain_numbers(axis: Any) -> None:
+    """Few, plain numbers at the side of a logarithmic axis."""
+    ticker = need("matplotlib.ticker", "matplotlib", "--plot")
     low, high = axis.get_ylim()
-    axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1,) if high > 300 * low else (1, 2, 5)))
+    few = ticker.MaxNLocator(6) if high < 4 * low else ticker.LogLocator(subs=(1,) if high > 300 * low else (1, 2, 5))
+    axis.yaxis.set_major_locator(few)
     axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:g}"))
-    for side in (axis.xaxis, axis.yaxis):
-        side.set_minor_locator(ticker.NullLocator())
+    axis.yaxis.set_minor_locator(ticker.NullLocator())
 
 
 def _short(n: float) -> str:

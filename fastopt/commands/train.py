@@ -165,8 +165,9 @@ def plot(rows: Sequence[Row], path: str) -> None:
                 marks = ".-" if len(row.losses) < 20 else "-"  # a line of one point would not show
                 axis.plot(range(1, len(row.losses) + 1), row.losses, marks, label=f"{row.rule}, lr {row.lr:g}")
         axis.set(title=model, xlabel="epoch", yscale="log")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
+    picture.plain_numbers(axes[0])  # of all panels: they share the side
     axes[0].set_ylabel("training loss, mean over the epoch's batches")
     picture.save(figure, path)
