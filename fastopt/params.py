@@ -45,6 +45,8 @@ class Tree:
         """A function that lists the leaves of a structure like this one, or raises `GradientError` naming the place."""
         flat = all(c.kind == "leaf" for c in self.children)  # then the work can be done at the speed of C
         keys, size = dict.fromkeys(self.keys).keys(), len(self.keys)
+        if self.kind == "leaf":
+            return lambda given: (given,)
         if self.kind == "dict" and flat and size > 1:
             get = itemgetter(*self.keys)
             return lambda given: get(given) if type(given) is dict and given.keys() == keys else self.leaves(given)
