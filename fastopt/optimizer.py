@@ -99,9 +99,7 @@ class Optimizer:
         Raises `GradientError` (structure, shape, dtype, shared memory), `ConfigError` (a schedule's value),
         `ConcurrentUseError` or `TornStateError`; after any of them parameters and state are what they were.
         """
-        if self._lock.locked():
-            self._in_use()
-        with self._lock:  # a C lock in a `with`: no interrupt comes between taking it and the block
+        with self._alone():  # a C lock in a `with`: no interrupt comes between taking it and the block
             if self._clock[_DIRTY]:
                 self._torn()
             if self._leaves and not all(map(is_, self._list(self.params), self._leaves)):
@@ -167,17 +165,13 @@ class Optimizer:
         Groups inherit what they did not set themselves. Nothing is compiled again. Raises `ConfigError` and changes
         nothing for an unknown name or a bad value, or a switch (such as `amsgrad`), which is fixed at construction.
         """
-        if self._lock.locked():
-            self._in_use()
-        with self._lock:
+        with self._alone():
             self._settings.update(pattern, hyper)
 
     # ---------------------------------------------------------------- state
     def state_dict(self) -> dict[str, Any]:
         """State, step counts and hyperparameters as plain dicts, numbers and copies of arrays. Parameters are yours."""
-        if self._lock.locked():
-            self._in_use()
-        with self._lock:
+        with self._alone():
             if self._clock[_DIRTY]:
                 self._torn()
             return state.save(self.rule, self._settings, self.names, self._segments, self._clock)
@@ -188,9 +182,7 @@ class Optimizer:
         Raises `CheckpointError` with every difference, and changes nothing, if it belongs to another rule or to
         parameters of other names, shapes or dtypes. Schedules stay those of this optimizer.
         """
-        if self._lock.locked():
-            self._in_use()
-        with self._lock:
+        with self._alone():
             state.load(saved, self.rule, self._settings, self.names, self._segments, self._clock)
             self._plan = None
 
@@ -208,7 +200,10 @@ class Optimizer:
             "parameters took it and some did not. Restore the parameters and call load_state_dict(...)."
         )
 
-    def _in_use(self) -> NoReturn:
+    def _alone(self) -> threading.Lock:
+        """The lock, if nobody holds it; waiting for it could wait for ourselves."""
+        if not self._lock.locked():
+            return self._lock
         raise ConcurrentUseError(
             f"this {self.rule.name} optimizer is in use: by another thread, or by its own step (a schedule that calls "
             "it?). Give each thread an optimizer of its own."
