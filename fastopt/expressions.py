@@ -12,11 +12,13 @@ from fastopt import math
 from fastopt.errors import hint
 from fastopt.formula import MISSING
 from fastopt.schema import Rule
+from fastopt.statements import Level, Statements, Value
 
 # Words of the generated kernels; a rule's local of the same name gets an underscore there.
 RESERVED = frozenset(
     "work hyper addresses tasks task chunk clock last lo hi segment group i scale "
-    "real tiny flush kernel np njit prange types".split()
+    "real tiny flush kernel np njit prange types "
+    "parameters reduced partials lanes parameter first end half wide count".split()
 )
 _ARITHMETIC = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
 
@@ -29,43 +31,39 @@ class Column(NamedTuple):
     timed: bool  # does it depend on t?
 
 
-class Value(NamedTuple):
-    """What an expression of the rule became."""
-
-    node: ast.expr
-    staged: bool  # of hyperparameters and literals only
-    boolean: bool = False
-
-
 class Expressions:
-    """Translates expressions. `env` says what each name means at this point; `text` grows with statements."""
+    """Translates expressions. `env` says what each name means at this point; `statements` grows.
 
-    def __init__(self, rule: Rule, chosen: dict[str, bool]):
+    `numbers` are the states taken for one number per parameter.
+    """
+
+    def __init__(self, rule: Rule, chosen: dict[str, bool], numbers: frozenset[str]):
         self.rule, self.source, self.chosen = rule, rule.source, chosen
         self.columns: dict[str, Column] = {}  # by expression
-        self.text: list[str] = []
-        self.functions: set[str] = set()
+        self.statements = Statements()
+        self.functions: dict[Level, set[str]] = {level: set() for level in Level}  # what statements of a level call
         self.untouched = set(rule.state)  # states that still hold what the last step left
         self.read: set[str] = set()
-        self.env = {n: Value(ast.Name(n), staged=True) for n in rule.schema}
-        self.env |= {n: Value(ast.Constant(chosen[n]), True, True) for n, h in rule.schema.items() if h.boolean}
-        self.env |= {n: Value(ast.Name(self.local(n)), staged=False) for n in ("p", "g", *rule.state)}
+        self.env = {n: Value(ast.Name(n), Level.STAGED) for n in rule.schema}
+        self.env |= {n: Value(ast.Constant(chosen[n]), Level.STAGED, True) for n, h in rule.schema.items() if h.boolean}
+        for n in ("p", "g", *rule.state):
+            level = Level.REDUCED if n in numbers else Level.ELEMENT
+            self.env[n] = Value(self.statements.add(self.local(n), None, level, buffer=n), level)
         if rule.timed:
-            self.env["t"] = Value(ast.Name("t"), staged=True)
+            self.env["t"] = Value(ast.Name("t"), Level.STAGED)
 
     def hold(self, value: Value) -> Value:
         """The value under a name of its own, so that it can be used twice, or after other names have changed."""
         if value.staged:
             return value
         name = next(n for k in itertools.count() if (n := f"x{k}") not in self.env)
-        self.env[name] = held = value._replace(node=ast.Name(name))
-        self.text.append(f"{name} = {ast.unparse(value.node)}")
+        self.env[name] = held = value._replace(node=self.statements.add(name, value.node, value.level))
         return held
 
     def local(self, name: str) -> str:
         """What a name of the rule is called in the kernel: itself, unless the kernel uses that word."""
         taken = name in RESERVED or name in self.rule.schema or name in math.FUNCTIONS or name.endswith("_")
-        return f"{name}_" if taken or re.fullmatch(r"k\d+|\w+_at", name) else name
+        return f"{name}_" if taken or re.fullmatch(r"(k|x|total)\d+|\w+_at", name) else name
 
     def truth(self, test: ast.expr) -> bool | None:
         """The value of a test that is made of switches, else None."""
@@ -97,7 +95,7 @@ class Expressions:
     def on_Constant(self, node: ast.Constant) -> Value:
         if type(node.value) not in (int, float, bool):
             self.source.refuse(node, f"contains {node.value!r}; only numbers belong in a formula.")
-        return Value(node, True, isinstance(node.value, bool))
+        return Value(node, Level.STAGED, isinstance(node.value, bool))
 
     def on_Name(self, node: ast.Name | ast.Attribute) -> Value:
         name = ast.unparse(node)
@@ -109,7 +107,7 @@ class Expressions:
         if isinstance(value, np.floating | np.integer):
             value = value.item()
         if type(value) in (int, float):
-            return Value(ast.Constant(value), True)
+            return Value(ast.Constant(value), Level.STAGED)
         if name == "t":
             self.source.refuse(node, "uses t, but does not take it: add `t` behind the `*`.")
         if value is MISSING:
@@ -125,7 +123,8 @@ class Expressions:
             return value._replace(node=ast.UnaryOp(ast.Not(), self.boolean(node, value)))
         if not isinstance(node.op, ast.USub | ast.UAdd):
             self.source.refuse(node, f"uses the operator in `{ast.unparse(node)}`; expected arithmetic.")
-        return Value(ast.UnaryOp(node.op, value.node if value.staged else self.real(value)), value.staged)
+        inner = value.node if value.staged else self.number(value, value.level)
+        return Value(ast.UnaryOp(node.op, inner), value.level)
 
     def on_BinOp(self, node: ast.BinOp) -> Value:
         if type(node.op) not in _ARITHMETIC:
@@ -133,7 +132,8 @@ class Expressions:
                 node, f"uses the operator in `{ast.unparse(node)}`; expected one of {' '.join(_ARITHMETIC.values())}."
             )
         left, right = self.expr(node.left), self.expr(node.right)
-        if left.staged and right.staged:
+        level = max(left.level, right.level)
+        if level is Level.STAGED:
             power = right.node
             if (
                 isinstance(node.op, ast.Sub)
@@ -144,54 +144,57 @@ class Expressions:
                 and isinstance(power.right, ast.Name)
                 and power.right.id == "t"
             ):
-                return Value(_call("bias_correction", power.left, power.right), True)
-            return Value(ast.BinOp(left.node, node.op, right.node), True)
-        if isinstance(node.op, ast.Div) and right.staged:
-            right = Value(ast.BinOp(ast.Constant(1), ast.Div(), right.node), True)
-            return Value(ast.BinOp(self.real(left), ast.Mult(), self.real(right)), False)
+                return Value(call("bias_correction", power.left, power.right), level)
+            return Value(ast.BinOp(left.node, node.op, right.node), level)
+        if isinstance(node.op, ast.Div) and right.level < level:  # a division per element becomes a product
+            one = ast.Constant(1) if right.staged else call("real", ast.Constant(1))
+            right = right._replace(node=ast.BinOp(one, ast.Div(), right.node))
+            return Value(ast.BinOp(self.number(left, level), ast.Mult(), self.number(right, level)), level)
         if isinstance(node.op, ast.Pow):
-            return self.power(left, right)
-        return Value(ast.BinOp(self.real(left), node.op, self.real(right)), False)
+            return self.power(left, right, level)
+        return Value(ast.BinOp(self.number(left, level), node.op, self.number(right, level)), level)
 
-    def power(self, base: Value, exponent: Value) -> Value:
+    def power(self, base: Value, exponent: Value, level: Level) -> Value:
         n = exponent.node.value if isinstance(exponent.node, ast.Constant) else None
         if n == 0.5:
-            self.functions.add("sqrt")
-            return Value(_call("sqrt", self.real(base)), False)
+            self.functions[level].add("sqrt")
+            return Value(call("sqrt", self.number(base, level)), level)
         if n in (2, 3, 4):
-            base = base._replace(node=self.real(base), staged=False)
+            base = base._replace(node=self.number(base, level), level=level)
             x = base.node if isinstance(base.node, ast.Name) else self.hold(base).node
             square = ast.BinOp(x, ast.Mult(), x)
             both = {2: square, 3: ast.BinOp(square, ast.Mult(), x), 4: ast.BinOp(square, ast.Mult(), square)}
-            return Value(both[n], False)
-        return Value(ast.BinOp(self.real(base), ast.Pow(), self.real(exponent)), False)
+            return Value(both[n], level)
+        return Value(ast.BinOp(self.number(base, level), ast.Pow(), self.number(exponent, level)), level)
 
     def on_Compare(self, node: ast.Compare) -> Value:
         sides = [self.expr(e) for e in (node.left, *node.comparators)]
-        staged = all(s.staged for s in sides)
-        operands = [s.node if staged else self.real(s) for s in sides]
+        level = max(s.level for s in sides)
+        operands = [s.node if level is Level.STAGED else self.number(s, level) for s in sides]
         if bad := [o for o in node.ops if isinstance(o, ast.Is | ast.IsNot | ast.In | ast.NotIn)]:
             self.source.refuse(node, f"compares with `{type(bad[0]).__name__}`; expected < <= > >= == !=.")
-        return Value(ast.Compare(operands[0], node.ops, operands[1:]), staged, True)
+        return Value(ast.Compare(operands[0], node.ops, operands[1:]), level, True)
 
     def on_BoolOp(self, node: ast.BoolOp) -> Value:
         values = [self.expr(v) for v in node.values]
-        staged = all(v.staged for v in values)
-        tests = [self.boolean(node, v) if staged else self.test(node, v) for v in values]
-        if staged:
-            return Value(ast.BoolOp(node.op, tests), True, True)
+        level = max(v.level for v in values)
+        tests = [self.test(node, v, level) for v in values]
+        if level is Level.STAGED:
+            return Value(ast.BoolOp(node.op, tests), level, True)
         joined = tests[0]
         for test in tests[1:]:  # `&` and `|` of bools do not branch
             joined = ast.BinOp(joined, ast.BitAnd() if isinstance(node.op, ast.And) else ast.BitOr(), test)
-        return Value(joined, False, True)
+        return Value(joined, level, True)
 
     def on_IfExp(self, node: ast.IfExp) -> Value:
         if (chosen := self.folded(node)) is not node:
             return self.expr(chosen)
         asked, yes, no = self.expr(node.test), self.expr(node.body), self.expr(node.orelse)
-        if asked.staged and yes.staged and no.staged:
-            return Value(ast.IfExp(self.boolean(node, asked), yes.node, no.node), True, yes.boolean and no.boolean)
-        return Value(ast.IfExp(self.test(node, asked), self.real(yes), self.real(no)), False)
+        level = max(asked.level, yes.level, no.level)
+        test = self.test(node, asked, level)
+        if level is Level.STAGED:
+            return Value(ast.IfExp(test, yes.node, no.node), level, yes.boolean and no.boolean)
+        return Value(ast.IfExp(test, self.number(yes, level), self.number(no, level)), level)
 
     def on_Call(self, node: ast.Call) -> Value:
         if isinstance(node.func, ast.Name) and node.func.id in self.env:
@@ -199,13 +202,20 @@ class Expressions:
         name = self.source.called(node)
         if name == "where":
             return self.on_IfExp(ast.copy_location(ast.IfExp(*node.args), node))
+        if name == "size" or name in math.REDUCTIONS:
+            return self.reduction(node, name)
         values = [self.expr(a) for a in node.args]
-        if all(v.staged for v in values):
-            return Value(_call(name, *(v.node for v in values)), True, name == "isfinite")
+        level = max(v.level for v in values)
+        if level is Level.STAGED:
+            return Value(call(name, *(v.node for v in values)), level, name == "isfinite")
         if name == "square":
-            return self.power(values[0], Value(ast.Constant(2), True))
-        self.functions.add(name)
-        return Value(_call(name, *map(self.real, values)), False, name == "isfinite")
+            return self.power(values[0], Value(ast.Constant(2), Level.STAGED), level)
+        self.functions[level].add(name)
+        return Value(call(name, *(self.number(v, level) for v in values)), level, name == "isfinite")
+
+    def reduction(self, node: ast.Call, name: str) -> Value:
+        """A call of total, mean, norm, rms or size."""
+        raise NotImplementedError
 
     # ---------------------------------------------------------------- what a value becomes in the kernel
     def boolean(self, node: ast.AST, value: Value) -> ast.expr:
@@ -213,21 +223,23 @@ class Expressions:
             self.source.refuse(node, f"uses `{ast.unparse(value.node)}` as a truth value; write a comparison.")
         return value.node
 
-    def test(self, node: ast.AST, value: Value) -> ast.expr:
-        """A boolean in the kernel; a staged one is a column of 1 or 0."""
+    def test(self, node: ast.AST, value: Value, level: Level) -> ast.expr:
+        """A boolean among values of a level; one that is known earlier is kept as 1 or 0."""
         condition = self.boolean(node, value)
-        if not value.staged:
+        if value.level == level:
             return condition
-        flag = self.column(ast.IfExp(condition, ast.Constant(1.0), ast.Constant(0.0)))
-        return ast.Compare(flag, [ast.NotEq()], [_call("real", ast.Constant(0))])
+        return ast.Compare(self.number(value, level), [ast.NotEq()], [call("real", ast.Constant(0))])
 
-    def real(self, value: Value) -> ast.expr:
-        """A number of the compute type in the kernel."""
+    def number(self, value: Value, level: Level) -> ast.expr:
+        """A number of the compute type among values of a level, REDUCED or ELEMENT."""
         if value.staged:
             node = ast.IfExp(value.node, ast.Constant(1.0), ast.Constant(0.0)) if value.boolean else value.node
             return self.column(node)
         if value.boolean:
-            return ast.IfExp(value.node, _call("real", ast.Constant(1)), _call("real", ast.Constant(0)))
+            yes, no = (call("real", ast.Constant(n)) for n in (1, 0))
+            value = Value(ast.IfExp(value.node, yes, no), value.level)
+        if value.level < level and not isinstance(value.node, ast.Name):
+            value = self.hold(value)
         return value.node
 
     def column(self, node: ast.expr) -> ast.expr:
@@ -238,7 +250,7 @@ class Expressions:
                 number = node.value if isinstance(node, ast.Constant) else eval(text, dict(math.NUMBERS))
             except (ArithmeticError, ValueError) as error:
                 self.source.refuse(self.source.tree, f"contains `{text}`, which cannot be evaluated: {error}.")
-            return _call("real", ast.Constant(number))
+            return call("real", ast.Constant(number))
         if text not in self.columns:
             numbered = sum(c.name != c.expression for c in self.columns.values())
             name = text if text in self.rule.schema else f"k{numbered + 1}"
@@ -246,5 +258,5 @@ class Expressions:
         return ast.Name(self.columns[text].name)
 
 
-def _call(name: str, *args: ast.expr) -> ast.Call:
+def call(name: str, *args: ast.expr) -> ast.Call:
     return ast.Call(ast.Name(name), list(args), [])

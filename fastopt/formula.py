@@ -49,14 +49,18 @@ class Formula:
         built_in = built_in if isinstance(built_in, dict) else vars(built_in)
         return scope.get(node.id, built_in.get(node.id, MISSING))
 
+    def meant(self, node: ast.Call) -> str | None:
+        """The canonical name of the function a call means, or None."""
+        try:
+            return math.CANONICAL.get(self.lookup(node.func))
+        except TypeError:  # unhashable
+            return None
+
     def called(self, node: ast.Call) -> str:
         """The canonical name of the function a call in the rule means."""
-        value, text = self.lookup(node.func), ast.unparse(node.func)
-        try:
-            name = math.CANONICAL.get(value) if value is not MISSING else None
-        except TypeError:  # unhashable
-            name = None
+        text, name = ast.unparse(node.func), self.meant(node)
         if name is None:
+            value = self.lookup(node.func)
             if value is MISSING and isinstance(node.func, ast.Attribute):
                 what = "is not known here; a rule sees one element, so methods and reductions have no place in it"
             elif value is MISSING:
@@ -67,8 +71,8 @@ class Formula:
             self.refuse(node, f"calls `{text}`, which {what}.{hint(text, math.FUNCTIONS)} A formula may call: {known}.")
         if node.keywords or any(isinstance(a, ast.Starred) for a in node.args):
             self.refuse(node, f"calls `{text}` with keywords or a star; give plain arguments in order.")
-        if len(node.args) != (arity := math.ARITY.get(name, 1)):
-            self.refuse(node, f"calls `{text}` with {len(node.args)} arguments; it takes {arity}.")
+        if len(node.args) not in (arity := math.ARITY.get(name, (1,))):
+            self.refuse(node, f"calls `{text}` with {len(node.args)} arguments; it takes {arity[-1]}.")
         return name
 
 

@@ -1,9 +1,10 @@
-"""Rule -> lowered rule: text in, text out. Four steps, the first three of them here.
+"""Rule -> lowered rule: text in, text out. Five steps, the first four of them here and in the files it imports.
 
 Fold    switches are known, so their branches are chosen and state that is never read disappears.
 Stage   what depends on hyperparameters and `t` alone becomes a column, computed once a step in float64.
 Type    literals take the compute type, `x / column` becomes `x * (1 / column)`, small powers become products.
-Write   each target prints its own kernel around the result (targets/).
+Cut     where a total must be known a pass over memory ends, and what depends on it goes into the next one.
+Write   each target prints its own kernels around the result (targets/).
 """
 
 import ast
@@ -13,9 +14,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from fastopt.expressions import Column, Expressions, Value
+from fastopt.expressions import Column
 from fastopt.formula import Formula
+from fastopt.passes import Pass, cut
+from fastopt.reductions import Reductions
 from fastopt.schema import Hyper, Rule
+from fastopt.statements import Level, Value
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,17 @@ class Lowered:
     """A rule with its switches chosen, as text of scalar statements for one element."""
 
     state: tuple[str, ...]  # the states that exist with these switches
+    numbers: frozenset[str]  # those of them that are one float64 a parameter: no element takes part in them
     columns: tuple[Column, ...]
-    loads: tuple[tuple[str, str], ...]  # (local, buffer), p and g first
-    body: tuple[str, ...]  # statements on locals
-    stores: tuple[tuple[str, str], ...]  # (buffer, expression); a buffer returned unchanged is not stored
-    functions: frozenset[str]  # what the statements call
+    passes: tuple[Pass, ...]
+    functions: frozenset[str]  # what the statements on elements call
+    number_functions: frozenset[str]  # what the statements on numbers call
+    slots: int  # columns of `reduced`: the rule's totals, then every number
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """Columns of the table of addresses."""
+        return ("p", "g", *self.state)
 
     @property
     def timed(self) -> int:
@@ -62,7 +72,7 @@ def check(rule: Rule) -> None:
         lowered = lower(rule, tuple(zip(rule.switches, truth, strict=True)))
         staged = {word for c in lowered.columns for word in re.findall(r"[A-Za-z_]\w*", c.expression)}
         read |= {*lowered.state, *staged}
-        changed |= {buffer for buffer, _ in lowered.stores}
+        changed |= {buffer for q in lowered.passes for buffer, _ in (*q.stores, *q.kept)}
     for kind, names in (("state", rule.state), ("hyperparameter", rule.schema)):
         for name in names:
             if name not in read:
@@ -75,20 +85,27 @@ def check(rule: Rule) -> None:
 @lru_cache(maxsize=512)
 def lower(rule: Rule, chosen: tuple[tuple[str, bool], ...]) -> Lowered:
     """The rule with its switches `chosen`, as (name, truth) pairs in the order of `rule.switches`."""
-    live = rule.state
-    while True:  # a state that served only another, dead one dies in the next round
-        lowered, read = _Lowering(rule, dict(chosen), live).run()
-        if read == live:
+    live, numbers = rule.state, frozenset(s for s in rule.state if rule.init.get(s) != "p")
+    while True:
+        lowering = _Lowering(rule, dict(chosen), live, numbers)
+        lowered, read = lowering.run()
+        if (
+            lowering.wide
+        ):  # taken for numbers at first; the first look shows which states differ from element to element
+            numbers -= lowering.wide
+        elif read == live:
             return lowered
-        live = read
+        else:
+            live = read  # a state that served only another, dead one dies in the next round
 
 
-class _Lowering(Expressions):
+class _Lowering(Reductions):
     """One walk over a rule's body."""
 
-    def __init__(self, rule: Rule, chosen: dict[str, bool], live: tuple[str, ...]):
-        super().__init__(rule, chosen)
-        self.live = live
+    def __init__(self, rule: Rule, chosen: dict[str, bool], live: tuple[str, ...], numbers: frozenset[str]):
+        super().__init__(rule, chosen, numbers)
+        self.live, self.numbers = live, numbers
+        self.wide: set[str] = set()
 
     def run(self) -> tuple[Lowered, tuple[str, ...]]:
         results = self.block(self.source.tree.body)
@@ -96,20 +113,35 @@ class _Lowering(Expressions):
             self.source.refuse(
                 self.source.tree, "has no return; it returns p and every state, in the order of the signature."
             )
-        stores = []
+        finals = {}
         for name, node in zip(("p", *self.rule.state), results, strict=True):
             unchanged = isinstance(node, ast.Name) and node.id == name and name in self.untouched
-            if (name == "p" or name in self.live) and not unchanged:
-                stores.append((name, ast.unparse(self.real(self.expr(node)))))
+            if unchanged:
+                self.wide |= {name} & self.numbers  # a state that others write: one element differs from the next
+            elif name == "p" or name in self.live:
+                value = self.expr(node)
+                self.wide |= {name} & self.numbers if value.level is Level.ELEMENT else set()
+                finals[name] = self.final(value, Level.REDUCED if name in self.numbers else Level.ELEMENT)
         lowered = Lowered(
             state=self.live,
+            numbers=self.numbers & set(self.live),
             columns=tuple(sorted(self.columns.values(), key=lambda c: c.timed)),
-            loads=tuple((self.local(n), n) for n in ("p", "g", *self.live)),
-            body=tuple(self.text),
-            stores=tuple(stores),
-            functions=frozenset(self.functions),
+            passes=() if self.wide else cut(self.statements, finals, len(self.slots)),
+            functions=frozenset(self.functions[Level.ELEMENT]),
+            number_functions=frozenset(self.functions[Level.REDUCED]),
+            slots=len(self.slots) + sum(s.level is Level.REDUCED for s in self.statements),
         )
         return lowered, tuple(s for s in self.rule.state if s in self.read)
+
+    def final(self, value: Value, level: Level) -> int:
+        """The position of the statement that gives a buffer its value."""
+        node = self.number(value, level)
+        if isinstance(node, ast.Name) and node.id in self.statements.latest:
+            k = self.statements.latest[node.id]
+            if self.statements[k].level is level:
+                return k
+        self.statements.add("" if level is Level.ELEMENT else "x", node, level)
+        return len(self.statements) - 1
 
     # ---------------------------------------------------------------- statements
     def block(self, body: list[ast.stmt]) -> list[ast.expr] | None:
@@ -178,8 +210,7 @@ class _Lowering(Expressions):
             self.source.refuse(self.source.tree, "assigns to `t`, the step; choose another name.")
         self.untouched.discard(name)
         if not value.staged:
-            self.text.append(f"{self.local(name)} = {ast.unparse(value.node)}")
-            value = value._replace(node=ast.Name(self.local(name)))
+            value = value._replace(node=self.statements.add(self.local(name), value.node, value.level))
         self.env[name] = value
 
 

@@ -24,7 +24,12 @@ SCALAR = {
     "    return y - (y - x / (y * y)) * real(1 / 3) if x - x == 0 and x != 0 else x",
 }
 LIBM = ("sqrt", "exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "copysign")  # kernels import these
-ARITY = {"copysign": 2, "maximum": 2, "minimum": 2, "clip": 3, "where": 3}  # the others take one argument
+# Looks at all elements: in a kernel a pass of its own ends with each.
+REDUCTIONS = ("total", "mean", "norm", "rms")
+# How many arguments the functions take that do not take one.
+ARITY = {"copysign": (2,), "maximum": (2,), "minimum": (2,), "clip": (3,), "where": (3,)} | {
+    n: (1, 2) for n in REDUCTIONS
+}
 
 
 def _either(name: str, number: Callable[..., Any], array: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,6 +69,37 @@ def where(condition: Any, a: Any, b: Any) -> Any:
     return np.where(condition, a, b) if isinstance(condition, np.ndarray) else (a if condition else b)
 
 
+def total(x: Any, over: str = "parameter") -> float:
+    """The sum of `x` over one parameter, in float64, or (`over="all"`) over all parameters of an optimizer.
+
+    In a rule it ends a pass over memory: what depends on it is computed in the next one. A formula called with arrays
+    knows of one parameter only, so there both are the same.
+    """
+    if over not in ("parameter", "all"):
+        raise ValueError(f"over is {over!r}; expected 'parameter' or 'all'.")
+    return float(np.sum(x, dtype=np.float64))
+
+
+def mean(x: Any, over: str = "parameter") -> float:
+    """The mean of `x`; see `total`."""
+    return total(x, over) / np.size(x)
+
+
+def norm(x: Any, over: str = "parameter") -> float:
+    """The Euclidean norm of `x`, squared in float64, so that no finite float32 overflows; see `total`."""
+    return _math.sqrt(total(np.square(x, dtype=np.float64), over))
+
+
+def rms(x: Any, over: str = "parameter") -> float:
+    """The root of the mean of the squares of `x`; see `norm`."""
+    return _math.sqrt(mean(np.square(x, dtype=np.float64), over))
+
+
+def size(x: Any) -> int:
+    """The number of elements of a parameter. Give it `p`."""
+    return int(np.size(x))
+
+
 def bias_correction(beta: float, t: int) -> float:
     """1 - beta**t in float64, without the cancellation that eats its digits when beta is close to 1.
 
@@ -78,7 +114,9 @@ NUMBERS: dict[str, Callable[..., Any]] = {
     **_scope,
     **{"abs": builtins.abs, "cbrt": _math.cbrt, "isfinite": _math.isfinite, "bias_correction": bias_correction},
 }
-FUNCTIONS: dict[str, Callable[..., Any]] = {n: globals()[n] for n in (*LIBM, *SCALAR, "abs", "where")}
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    n: globals()[n] for n in (*LIBM, *SCALAR, "abs", "where", *REDUCTIONS, "size")
+}
 
 _NUMPY = ("sqrt exp expm1 log log1p sin cos tanh copysign abs sign maximum minimum clip where square cbrt").split()
 # The name a kernel uses for each function object that a rule's author may have in scope under whatever name.

@@ -33,9 +33,9 @@ class Segment:
 
 @dataclass(eq=False)
 class Launch:
-    """One kernel call of a step: the segments that share a lowered rule, a parameter dtype and a gradient dtype."""
+    """The segments of a step that share a lowered rule, a parameter dtype and a gradient dtype: one kernel a pass."""
 
-    kernel: Callable[..., None]
+    kernels: tuple[Callable[..., None], ...]
     parallel: bool
     stages: tuple[_Stage, _Stage]  # of all columns, and of those that change with t
     rows: list[tuple[int, int]]  # (row of Settings, steps its segments have missed): a row of `hyper` each
@@ -43,6 +43,7 @@ class Launch:
     work: np.ndarray
     addresses: np.ndarray
     hyper: np.ndarray
+    reduced: tuple[np.ndarray, ...]  # what kernels with totals take besides: parameters, reduced, partials, lanes
     _fixed: list[list[Any] | None] = field(default_factory=list)  # values of the rows without schedules
     _version: int = -1  # of the settings they are from
 
@@ -70,11 +71,13 @@ class Launch:
             shown = ", ".join(f"{n}={v!r}" for n, v in zip(settings.schema, values, strict=True))
             raise ConfigError(f"`{settings.rule.name}` cannot be evaluated at step {t} with {shown}: {reason}.")
 
-    def run(self, clock: np.ndarray, last: bool) -> None:
+    def run(self, q: int, clock: np.ndarray, last: bool) -> None:
+        """Pass `q`."""
+        arguments = (self.tasks, self.work, self.addresses, self.hyper, clock, last, *self.reduced)
         if self.parallel:
-            threads.launch(self.kernel, self.tasks, self.work, self.addresses, self.hyper, clock, last)
+            threads.launch(self.kernels[q], *arguments)
         else:
-            self.kernel(self.tasks, self.work, self.addresses, self.hyper, clock, last)
+            self.kernels[q](*arguments)
 
 
 @dataclass(eq=False)
@@ -85,6 +88,7 @@ class Plan:
     epoch: int  # of the thread policy
     launches: list[Launch]
     steady: bool  # is `hyper` the same at every step?
+    calls: list[tuple[Launch, int]]  # (launch, pass), in order: a total over all parameters is known to every launch
     written: int = -1  # the version of the settings that `hyper` holds, or -1
 
     def run(self, settings: Settings, clock: np.ndarray) -> None:
@@ -93,9 +97,9 @@ class Plan:
             for launch in self.launches:
                 launch.write_hyper(settings, t)
             self.written = settings.version if self.steady else -1
-        last = len(self.launches) - 1
-        for k, launch in enumerate(self.launches):
-            launch.run(clock, k == last)
+        last = len(self.calls) - 1
+        for k, (launch, q) in enumerate(self.calls):
+            launch.run(q, clock, k == last)
 
 
 def build(
@@ -105,7 +109,9 @@ def build(
     epoch = threads.epoch
     launches = _launches(rule, segments, kinds, missed)
     scheduled = any(settings.scheduled(row) for launch in launches for row, _ in launch.rows)
-    return Plan(kinds, epoch, launches, steady=not scheduled and not any(launch.stages[1].names for launch in launches))
+    steady = not scheduled and not any(launch.stages[1].names for launch in launches)
+    calls = [(q, k) for k, launch in enumerate(launches) for q in range(len(launch.kernels))]
+    return Plan(kinds, epoch, launches, steady, [(launches[k], q) for q, k in sorted(calls)])
 
 
 def _launches(
@@ -115,7 +121,9 @@ def _launches(
     for k, (segment, kind) in enumerate(zip(segments, gradients, strict=True)):
         if kind:
             alike.setdefault((segment.lowered, segment.array.dtype, np.dtype(kind)), []).append(k)
-    return [_launch(rule, segments, members, missed, *which) for which, members in alike.items()]
+    # shared by the launches; rows of parameters that take no part stay 0
+    reduced = np.zeros((len(segments), max((lowered.slots for lowered, *_ in alike), default=0)), np.float64)
+    return [_launch(rule, segments, members, missed, reduced, *which) for which, members in alike.items()]
 
 
 def _launch(
@@ -123,6 +131,7 @@ def _launch(
     segments: Sequence[Segment],
     members: list[int],
     missed: Sequence[int],
+    reduced: np.ndarray,
     lowered: Lowered,
     dtype: np.dtype,
     gradient: np.dtype,
@@ -130,24 +139,38 @@ def _launch(
     rows = {row: k for k, row in enumerate(dict.fromkeys((segments[k].row, missed[k]) for k in members))}
     sizes = [segments[k].array.size for k in members]
     work = worklist.chunks(sizes, members, [rows[segments[k].row, missed[k]] for k in members])
-    large = sum(sizes) * (len(lowered.loads) - 1) * dtype.itemsize + sum(sizes) * gradient.itemsize > cpu.PARALLEL_BYTES
+    arrays = len(lowered.buffers) - len(lowered.numbers) - 1
+    large = sum(sizes) * (arrays * dtype.itemsize + gradient.itemsize) > cpu.PARALLEL_BYTES
     if large:
         threads.warn_if_forked()
     n_threads = threads.count() if large else 1
-    addresses = np.zeros((len(segments), len(lowered.loads)), np.uint64)
+    addresses = np.zeros((len(segments), len(lowered.buffers)), np.uint64)
     for k in members:
         buffers = {"p": segments[k].array, **segments[k].state}
-        addresses[k] = [0 if b == "g" else buffers[b].ctypes.data for _, b in lowered.loads]
+        addresses[k] = [0 if b == "g" else buffers[b].ctypes.data for b in lowered.buffers]
+    tasks = worklist.tasks(work, n_threads)
     return Launch(
-        kernel=cpu.kernel(rule.name, lowered, dtype, gradient, n_threads > 1),
+        kernels=cpu.kernels(rule.name, lowered, dtype, gradient, n_threads > 1),
         parallel=n_threads > 1,
         stages=_stages(tuple(rule.schema), lowered, dtype),
         rows=list(rows),
-        tasks=worklist.tasks(work, n_threads),
+        tasks=tasks,
         work=work,
         addresses=addresses,
         hyper=np.zeros((len(rows), 1 + len(lowered.columns)), dtype),
+        reduced=_tables(lowered, work, sizes, len(tasks) - 1, reduced) if lowered.slots else (),
     )
+
+
+def _tables(
+    lowered: Lowered, work: np.ndarray, sizes: Sequence[int], n_tasks: int, reduced: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """What kernels with numbers take besides: see their signature in `targets.cpu`."""
+    first = np.flatnonzero(work[:, 0] == 0)
+    bounds = np.append(first, len(work))
+    parameters = np.stack([work[first, 2], work[first, 3], bounds[:-1], bounds[1:], sizes], axis=1).astype(np.uint64)
+    totals = 1 + max((k for q in lowered.passes for k, _ in q.totals), default=-1)
+    return parameters, reduced, np.zeros((len(work), totals)), np.zeros((n_tasks, totals, cpu.BLOCK))
 
 
 class _Stage(NamedTuple):

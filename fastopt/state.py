@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from fastopt.errors import CheckpointError, listing
 from fastopt.groups import Settings
-from fastopt.lower import lower
+from fastopt.lower import Lowered, lower
 from fastopt.params import ALIGN, zeros
 from fastopt.plan import Segment
 from fastopt.schema import Rule
@@ -23,26 +24,35 @@ def allocate(rule: Rule, settings: Settings, owned: Sequence[np.ndarray]) -> tup
     states: list[dict[str, np.ndarray]] = [{} for _ in owned]
     flats = []
     for name in rule.state:
-        for dtype in dict.fromkeys(a.dtype for a in owned):
-            members = [
-                k
-                for k, a in enumerate(owned)
-                if a.dtype == dtype and name in lowered[k].state and not settings.frozen[settings.of[k]]
-            ]
+        kinds = [_kind(name, low, a) for low, a in zip(lowered, owned, strict=True)]
+        for kind in dict.fromkeys(kinds):
+            members = [k for k, other in enumerate(kinds) if other == kind and not settings.frozen[settings.of[k]]]
+            if kind is None or not members:
+                continue
+            dtype, number = kind
+            shapes = [() if number else owned[k].shape for k in members]
             line = ALIGN // dtype.itemsize
-            ends = np.cumsum([0, *(-(-owned[k].size // line) * line for k in members)])  # each starts on a cache line
+            counts = [math.prod(shape) for shape in shapes]
+            ends = np.cumsum([0, *(-(-n // line) * line for n in counts)])  # each starts on a cache line
             try:
                 flat = zeros(int(ends[-1]), dtype)
             except MemoryError as error:
                 size = int(ends[-1]) * dtype.itemsize
                 raise MemoryError(f"no memory for state `{name}` of `{rule.name}`: {size:,} bytes.") from error
             flats.append(flat)
-            for k, start in zip(members, ends, strict=False):
-                view = flat[start : start + owned[k].size].reshape(owned[k].shape)
+            for k, start, n, shape in zip(members, ends, counts, shapes, strict=False):
+                view = flat[start : start + n].reshape(shape)
                 _start(view, rule, settings, name, k, owned[k])
                 states[k][name] = view
     rows = zip(owned, settings.of, lowered, states, strict=True)
     return [Segment(*row) for row in rows], flats
+
+
+def _kind(name: str, lowered: Lowered, param: np.ndarray) -> tuple[np.dtype, bool] | None:
+    """The dtype of a parameter's state and whether it is one number; None if it has no such state."""
+    if name not in lowered.state:
+        return None
+    return (np.dtype(np.float64), True) if name in lowered.numbers else (param.dtype, False)
 
 
 def _start(view: np.ndarray, rule: Rule, settings: Settings, name: str, k: int, param: np.ndarray) -> None:

@@ -53,8 +53,8 @@ def test_ptx_has_vector_accesses_and_nothing_it_should_not_have(variant):
         assert f".target sm_{capability[0]}{capability[1]}" in text
         body = entry(text)
         wide = re.findall(r"\b(ld|st)\.global\.v4\.[fb]32", body)  # sm_100's compiler writes b32
-        assert wide.count("ld") == len(low.loads), "one 16-byte load per buffer"
-        assert wide.count("st") == len(low.stores)
+        assert wide.count("ld") == len(low.passes[0].loads), "one 16-byte load per buffer"
+        assert wide.count("st") == len(low.passes[0].stores)
         assert ".f64" not in body, "a float64 has crept in"
         assert ".local" not in text and "call" not in body
         assert not re.search(r"\b(ld|st)\.(f32|v4)", body), "a generic access"
@@ -62,7 +62,7 @@ def test_ptx_has_vector_accesses_and_nothing_it_should_not_have(variant):
         assert "fma.rn.f32" in body
         assert "fma" not in entry(cuda.ptx(rule.name, low, F4, F4, (9, 0), precise=True))
     double = entry(cuda.ptx(rule.name, low, F8, F8, (9, 0)))
-    assert double.count("ld.global.v2.f64") == len(low.loads)
+    assert double.count("ld.global.v2.f64") == len(low.passes[0].loads)
 
 
 @needs_numba_cuda
@@ -156,7 +156,7 @@ def test_source_reads_like_the_formula(variant):
     rule, chosen = variant
     text = fo.source(rule, "cuda", **dict(chosen))
     compile(text, rule.name, "exec")
-    for line in lower(rule, chosen).body:
+    for line in lower(rule, chosen).passes[0].body:
         assert f"    {line}\n" in text
 
 

@@ -41,7 +41,7 @@ def test_what_everything_becomes():
     columns = {c.name: c.expression for c in low.columns}
     assert "1 - beta" in columns.values() and "lr / bias_correction(beta, t)" in columns.values()
     assert [c.timed for c in low.columns] == sorted(c.timed for c in low.columns)
-    text = "\n".join(low.body)
+    text = "\n".join(low.passes[0].body)
     assert "i_ = " in text and "lo_ = " in text and "k1_ = " in text, "the kernel's own words are left to it"
     assert "**" not in text, "small powers are products"
     assert "real(0.25)" in text, "a global number is taken at its value"

@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 
 from fastopt import build
+from fastopt.errors import DeviceError
 from fastopt.lower import Lowered
 from fastopt.targets import text
 
@@ -71,21 +72,24 @@ def kernel(n_chunks, work, addresses, hyper):
 
 def source(rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype) -> str:
     """The text of the kernel of a lowered rule for parameters of `dtype` and gradients of another (or the same)."""
+    if lowered.slots:
+        raise DeviceError(f"`{rule}` has totals or states that are numbers; the CUDA target cannot run it yet.")
+    (q,) = lowered.passes
     of = text.dtypes(lowered, dtype, gradient)
     names = text.names(lowered)
     lanes = 16 // min(d.itemsize for d in of.values())
-    arguments = [local for local, _ in lowered.loads] + names
-    loads = [(local, text.load(b, local, of[b] != dtype)) for local, b in lowered.loads]
+    arguments = [local for local, _ in q.loads] + names
+    loads = [(local, text.load(b, local, of[b] != dtype)) for local, b in q.loads]
     converted = [f"{local} = {value}" for local, value in loads if local != value]
-    stores = {b: text.result(b, value) for b, value in lowered.stores}
+    stores = {b: text.result(b, value) for b, value in q.stores}
     unpack = [f"{n} = hyper[group + np.uint64({k})]" for k, n in enumerate(names)]
     unpack += [f"{b}_at = addresses[segment + np.uint64({k})]" for k, b in enumerate(of)]
 
     def elements(n: int) -> list[str]:
         """Load n elements of every buffer, update each, store."""
-        lines = [f"{local}s = {of[b]}_load({b}_at, i, {n})" for local, b in lowered.loads]
+        lines = [f"{local}s = {of[b]}_load({b}_at, i, {n})" for local, b in q.loads]
         for k in range(n):
-            given = ", ".join([f"{local}s[{k}]" for local, _ in lowered.loads] + names)
+            given = ", ".join([f"{local}s[{k}]" for local, _ in q.loads] + names)
             lines.append(f"{_tuple(f'{b}_{k}' for b in stores)} = update({given})")
         return lines + [f"{of[b]}_store({b}_at, i, ({_tuple(f'{b}_{k}' for k in range(n))}))" for b in stores]
 
@@ -97,7 +101,7 @@ def source(rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype) -> 
         dtype=dtype,
         functions=text.functions(lowered, "@cuda.jit(device=True)"),
         arguments=", ".join(arguments),
-        body=text.indent([*converted, *lowered.body], 4),
+        body=text.indent([*converted, *q.body], 4),
         results=_tuple(stores.values()),
         buffers=", ".join(of),
         n_buffers=len(of),

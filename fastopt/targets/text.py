@@ -1,5 +1,7 @@
 """What the kernels of all targets share: the same columns, functions and statements, printed in another frame."""
 
+import re
+
 import numpy as np
 
 from fastopt import math
@@ -8,7 +10,8 @@ from fastopt.lower import Lowered
 
 def dtypes(lowered: Lowered, dtype: np.dtype, gradient: np.dtype) -> dict[str, np.dtype]:
     """The element type of every buffer, p and g first."""
-    return {b: gradient if b == "g" else dtype for _, b in lowered.loads}
+    of = {b: np.dtype(np.float64) if b in lowered.numbers else dtype for b in lowered.buffers}
+    return {**of, "g": gradient}
 
 
 def names(lowered: Lowered) -> list[str]:
@@ -24,13 +27,22 @@ def legend(lowered: Lowered) -> str:
 
 def imports(lowered: Lowered) -> str:
     """The import of what the statements call from `math`; '' if they call nothing there."""
-    called = sorted(n for n in _called(lowered) if n in math.LIBM)
+    called = sorted(n for n in _called(lowered.functions | lowered.number_functions) if n in math.LIBM)
     return f"from math import {', '.join(called)}\n" if called else ""
 
 
 def functions(lowered: Lowered, decorator: str) -> str:
-    """Definitions of the other functions the statements call."""
-    return "".join(f"\n\n{decorator}\n{math.SCALAR[n]}\n" for n in _called(lowered) if n in math.SCALAR)
+    """Definitions of the other functions the statements call; those on numbers compute in float64."""
+    elements = [math.SCALAR[n] for n in _called(lowered.functions) if n in math.SCALAR]
+    numbers = [wide(math.SCALAR[n], lowered) for n in _called(lowered.number_functions) if n in math.SCALAR]
+    return "".join(f"\n\n{decorator}\n{text}\n" for text in elements + numbers)
+
+
+def wide(text: str, lowered: Lowered) -> str:
+    """A statement on elements as one on numbers: in float64, and with functions of its own."""
+    for name in ("real", *(n for n in _called(lowered.number_functions) if n in math.SCALAR)):
+        text = re.sub(rf"\b{name}\(", "wide(" if name == "real" else f"wide_{name}(", text)
+    return text
 
 
 def load(buffer: str, value: str, widened: bool) -> str:
@@ -48,6 +60,6 @@ def indent(lines: list[str], spaces: int) -> str:
     return "\n".join(" " * spaces + line for line in lines)
 
 
-def _called(lowered: Lowered) -> list[str]:
+def _called(functions: frozenset[str]) -> list[str]:
     needs = {"cbrt": ["copysign", "cbrt"]}  # what a definition itself calls comes first
-    return list(dict.fromkeys(n for f in sorted(lowered.functions) for n in needs.get(f, [f])))
+    return list(dict.fromkeys(n for f in sorted(functions) for n in needs.get(f, [f])))

@@ -1,0 +1,157 @@
+"""Statements -> passes over memory. A pass ends where a total must be known; what it needs again it loads again."""
+
+import ast
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from fastopt.statements import Level, Statements
+
+
+@dataclass(frozen=True)
+class Number:
+    """A statement about one parameter, in float64, between two passes. Its value is kept in a slot of `reduced`."""
+
+    name: str
+    slot: int
+    text: str = ""  # the expression; "" for a total, a state, or the count of elements
+    total: tuple[int, str] | None = None  # (slot, over)
+    state: str = ""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One look at every element: first numbers, then per element loads, statements, sums and stores."""
+
+    earlier: tuple[tuple[str, int], ...]  # (name, slot) of numbers of earlier passes that `numbers` read
+    numbers: tuple[Number, ...]
+    kept: tuple[tuple[str, str], ...]  # (state, name) of the numbers that are states from now on
+    uses: tuple[tuple[str, int], ...]  # (name, slot) of the numbers that elements read
+    loads: tuple[tuple[str, str], ...]  # (local, buffer), in the order of the buffers
+    body: tuple[str, ...]  # statements on locals
+    totals: tuple[tuple[int, str], ...]  # (slot, expression) to sum
+    stores: tuple[tuple[str, str], ...]  # (buffer, expression)
+
+
+def cut(statements: Statements, finals: Mapping[str, int], slots: int) -> tuple[Pass, ...]:
+    """The passes that give every buffer its final value, which is the statement at its position in `finals`.
+
+    `slots`: how many totals the rule names. A state is stored in the first pass that can compute it, so that later
+    ones load it instead, unless they need its old value, too.
+    """
+    live = _reached(statements, finals.values())
+    last = max((statements[k].depth for k in live), default=0)
+    slot = {k: slots + n for n, k in enumerate(k for k in live if statements[k].level is Level.REDUCED)}
+    elements = {b: k for b, k in finals.items() if statements[k].level is Level.ELEMENT}
+    stored = {b: statements[k].depth for b, k in elements.items()}
+    while True:
+        slices = [
+            _Slice(statements, q, _roots(statements, live, elements, stored, q), elements, stored)
+            for q in range(last + 1)
+        ]
+        late = {b: q for q, s in enumerate(slices) for b in s.overwritten}
+        if not late:
+            break
+        stored |= late
+    return tuple(
+        Pass(
+            *_numbers(statements, live, slot, finals, q),
+            uses=tuple((statements[k].name, slot[k]) for k in sorted(s.numbers)),
+            loads=s.loads(),
+            body=s.body(),
+            totals=tuple((t.total[0], ast.unparse(t.node)) for t in s.totals if t.total and t.node),
+            stores=tuple((b, s.result(k)) for b, k in elements.items() if stored[b] == q),
+        )
+        for q, s in enumerate(slices)
+    )
+
+
+def _reached(statements: Statements, roots: Iterable[int]) -> list[int]:
+    found: set[int] = set()
+    todo = list(roots)
+    while todo:
+        k = todo.pop()
+        if k not in found:
+            found.add(k)
+            todo += statements[k].reads
+    return sorted(found)
+
+
+def _roots(
+    statements: Statements, live: list[int], elements: Mapping[str, int], stored: Mapping[str, int], q: int
+) -> tuple[list[int], list[int]]:
+    """What pass q must compute: the finals it stores, and the totals that are known after it."""
+    totals = [k for k in live if statements[k].total is not None and statements[k].depth == q + 1]
+    return [k for b, k in elements.items() if stored[b] == q], totals
+
+
+def _numbers(
+    statements: Statements, live: list[int], slot: Mapping[int, int], finals: Mapping[str, int], q: int
+) -> tuple[tuple[tuple[str, int], ...], tuple[Number, ...], tuple[tuple[str, str], ...]]:
+    mine = [k for k in slot if statements[k].depth == q]
+    earlier = sorted({r for k in mine if not statements[k].total for r in statements[k].reads} - set(mine))
+    numbers = []
+    for k in mine:
+        s = statements[k]
+        text = ast.unparse(s.node) if s.node is not None and s.total is None else ""
+        numbers.append(Number(s.name, slot[k], text, s.total, s.buffer))
+    kept = tuple((b, statements[k].name) for b, k in finals.items() if k in mine)
+    return tuple((statements[k].name, slot[k]) for k in earlier), tuple(numbers), kept
+
+
+class _Slice:
+    """The statements on elements that one pass has to execute."""
+
+    def __init__(
+        self,
+        statements: Statements,
+        q: int,
+        roots: tuple[list[int], list[int]],
+        finals: Mapping[str, int],
+        stored: Mapping[str, int],
+    ):
+        self.statements = statements
+        self.numbers: set[int] = set()
+        self.executed: set[int] = set()
+        self.loaded: dict[int, str] = {}  # position -> buffer that holds its value
+        self.overwritten: set[str] = set()  # buffers whose old value is needed, though an earlier pass replaced it
+        self.totals = [statements[k] for k in roots[1]]
+        final = {k: b for b, k in finals.items() if stored[b] < q and statements[k].node is not None}
+        todo = [*roots[0], *(r for t in self.totals for r in t.reads)]
+        while todo:
+            k = todo.pop()
+            s = statements[k]
+            if s.level is Level.REDUCED:
+                self.numbers.add(k)
+            elif s.node is None or k in final:
+                self.loaded[k] = final.get(k, s.buffer)
+                if s.node is None and stored.get(s.buffer, q) < q:
+                    self.overwritten.add(s.buffer)
+            elif k not in self.executed:
+                self.executed.add(k)
+                todo += s.reads
+        # a local that is assigned here must not be loaded under its name before
+        assigned = {statements[k].name for k in self.executed}
+        names = [statements[k].name for k in self.loaded]
+        self.renamed = {
+            k: f"{b}_now"
+            for k, b in self.loaded.items()
+            if statements[k].node is not None
+            and (statements[k].name in assigned or names.count(statements[k].name) > 1)
+        }
+
+    def loads(self) -> tuple[tuple[str, str], ...]:
+        return tuple((self.renamed.get(k, self.statements[k].name), b) for k, b in sorted(self.loaded.items()))
+
+    def body(self) -> tuple[str, ...]:
+        lines = []
+        for k in sorted(self.executed | set(self.renamed)):
+            s = self.statements[k]
+            if k in self.renamed:
+                lines.append(f"{s.name} = {self.renamed[k]}")
+            elif s.name and s.node is not None:
+                lines.append(f"{s.name} = {ast.unparse(s.node)}")
+        return tuple(lines)
+
+    def result(self, k: int) -> str:
+        s = self.statements[k]
+        return s.name or ast.unparse(s.node) if s.node is not None else s.name

@@ -1,0 +1,42 @@
+"""The sum of a block of numbers, in an order that depends on nothing but their count. Used by generated code alone."""
+
+import numpy as np
+from numba import njit
+
+
+@njit
+def fold(row, count):
+    """The sum of the first `count` numbers of a float64 row, which is overwritten; its length is a power of 2.
+
+    Halves are added to halves: loops without a carried sum, so they vectorise, and with the same order of additions
+    whatever the width of the vectors.
+    """
+    half = np.uint64(8)
+    while np.uint64(2) * half < count:
+        half *= np.uint64(2)
+    for i in range(count, np.uint64(2) * half):
+        row[i] = 0.0
+    while half > np.uint64(0):
+        for i in range(half):
+            row[i] += row[i + half]
+        half >>= np.uint64(1)
+    return row[np.uint64(0)]
+
+
+@njit
+def gather(parameters, partials, reduced, k):
+    """Total `k` of every parameter: its chunks' sums, in order, whichever thread made them."""
+    for row in range(parameters.shape[0]):
+        total = 0.0
+        for chunk in range(parameters[row, 2], parameters[row, 3]):
+            total += partials[chunk, k]
+        reduced[parameters[row, 0], k] = total
+
+
+@njit
+def everywhere(reduced, k):
+    """Total `k` over all parameters, in order."""
+    total = 0.0
+    for segment in range(reduced.shape[0]):
+        total += reduced[segment, k]
+    return total
