@@ -1,7 +1,19 @@
-"""The sum of a block of numbers, in an order that depends on nothing but their count. Used by generated code alone."""
+"""Sums in an order that depends on nothing but the count of numbers. Used by generated code alone.
+
+A kernel adds the elements of a chunk to `lanes` running sums in turn; these are added up at the chunk's end, and the
+chunks' sums, in order, when all threads are done.
+"""
 
 import numpy as np
 from numba import njit
+
+
+@njit
+def clear(lanes, width):
+    """Set the first `width` lanes of every total, a row each, to 0."""
+    for k in range(lanes.shape[0]):
+        for i in range(width):
+            lanes[k, i] = 0.0
 
 
 @njit
