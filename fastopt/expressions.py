@@ -3,7 +3,7 @@
 import ast
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from fastopt import math
 from fastopt.errors import hint
 from fastopt.formula import MISSING
+from fastopt.matrices import MatrixFunction
 from fastopt.schema import Rule
 from fastopt.statements import Level, Statements, Value
 
@@ -34,11 +35,11 @@ class Column(NamedTuple):
 class Expressions:
     """Translates expressions. `env` says what each name means at this point; `statements` grows.
 
-    `numbers` are the states taken for one number per parameter.
+    `numbers` are the states taken for one number per parameter, `squares` those that are matrices, with their sides.
     """
 
-    def __init__(self, rule: Rule, chosen: dict[str, bool], numbers: frozenset[str]):
-        self.rule, self.source, self.chosen = rule, rule.source, chosen
+    def __init__(self, rule: Rule, chosen: dict[str, bool], numbers: frozenset[str], squares: Mapping[str, str]):
+        self.rule, self.source, self.chosen, self.squares = rule, rule.source, chosen, squares
         self.columns: dict[str, Column] = {}  # by expression
         self.statements = Statements()
         self.functions: dict[Level, set[str]] = {level: set() for level in Level}  # what statements of a level call
@@ -47,7 +48,7 @@ class Expressions:
         self.env = {n: Value(ast.Name(n), Level.STAGED) for n in rule.schema}
         self.env |= {n: Value(ast.Constant(chosen[n]), Level.STAGED, True) for n, h in rule.schema.items() if h.boolean}
         for n in ("p", "g", *rule.state):
-            level = Level.REDUCED if n in numbers else Level.ELEMENT
+            level = Level.MATRIX if n in squares else Level.REDUCED if n in numbers else Level.ELEMENT
             self.env[n] = Value(self.statements.add(self.local(n), None, level, buffer=n), level)
         if rule.timed:
             self.env["t"] = Value(ast.Name("t"), Level.STAGED)
@@ -63,7 +64,7 @@ class Expressions:
     def local(self, name: str) -> str:
         """What a name of the rule is called in the kernel: itself, unless the kernel uses that word."""
         taken = name in RESERVED or name in self.rule.schema or name in math.FUNCTIONS or name.endswith("_")
-        return f"{name}_" if taken or re.fullmatch(r"(k|x|total)\d+|\w+_at", name) else name
+        return f"{name}_" if taken or re.fullmatch(r"(k|x|total|matrix|scratch)\d+|\w+_at", name) else name
 
     def truth(self, test: ast.expr) -> bool | None:
         """The value of a test that is made of switches, else None."""
@@ -99,6 +100,8 @@ class Expressions:
 
     def on_Name(self, node: ast.Name | ast.Attribute) -> Value:
         name = ast.unparse(node)
+        if name in self.squares:
+            self.source.refuse(node, f"uses `{name}`, a square matrix, outside of a function of matrices.")
         if name in self.env:
             if name in self.untouched:
                 self.read.add(name)
@@ -199,6 +202,8 @@ class Expressions:
     def on_Call(self, node: ast.Call) -> Value:
         if isinstance(node.func, ast.Name) and node.func.id in self.env:
             self.source.refuse(node, f"calls `{node.func.id}`, which is a number here.")
+        if isinstance(function := self.source.lookup(node.func), MatrixFunction):
+            return self.matrix_call(node, function)
         name = self.source.called(node)
         if name == "where":
             return self.on_IfExp(ast.copy_location(ast.IfExp(*node.args), node))
@@ -215,6 +220,10 @@ class Expressions:
 
     def reduction(self, node: ast.Call, name: str) -> Value:
         """A call of total, mean, norm, rms or size."""
+        raise NotImplementedError
+
+    def matrix_call(self, node: ast.Call, f: MatrixFunction) -> Value:
+        """A call of a function of matrices."""
         raise NotImplementedError
 
     # ---------------------------------------------------------------- what a value becomes in the kernel

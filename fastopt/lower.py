@@ -16,8 +16,9 @@ from functools import lru_cache
 
 from fastopt.expressions import Column
 from fastopt.formula import Formula
+from fastopt.matrices import MatrixCall, MatrixFunction
+from fastopt.matrix_calls import MatrixCalls, squares
 from fastopt.passes import Pass, cut
-from fastopt.reductions import Reductions
 from fastopt.schema import Hyper, Rule
 from fastopt.statements import Level, Value
 
@@ -33,11 +34,27 @@ class Lowered:
     functions: frozenset[str]  # what the statements on elements call
     number_functions: frozenset[str]  # what the statements on numbers call
     slots: int  # columns of `reduced`: the rule's totals, then every number
+    square: tuple[tuple[str, str], ...]  # (state, "rows" or "columns"): those that are square matrices of that side
+
+    @property
+    def squares(self) -> dict[str, str]:
+        """Square state -> its side."""
+        return dict(self.square)
+
+    @property
+    def matrices(self) -> tuple[MatrixCall, ...]:
+        """All calls of functions of matrices."""
+        return tuple(call for q in self.passes for call in q.matrices)
+
+    @property
+    def scratch(self) -> tuple[str, ...]:
+        """Buffers of the parameter's shape that live for a step."""
+        return tuple(call.scratch for call in self.matrices)
 
     @property
     def buffers(self) -> tuple[str, ...]:
         """Columns of the table of addresses."""
-        return ("p", "g", *self.state)
+        return ("p", "g", *(s for s in self.state if s not in self.squares), *self.scratch)
 
     @property
     def timed(self) -> int:
@@ -73,6 +90,7 @@ def check(rule: Rule) -> None:
         staged = {word for c in lowered.columns for word in re.findall(r"[A-Za-z_]\w*", c.expression)}
         read |= {*lowered.state, *staged}
         changed |= {buffer for q in lowered.passes for buffer, _ in (*q.stores, *q.kept)}
+        changed |= {s for call in lowered.matrices if call.function.updates for s in call.states}
     for kind, names in (("state", rule.state), ("hyperparameter", rule.schema)):
         for name in names:
             if name not in read:
@@ -85,9 +103,10 @@ def check(rule: Rule) -> None:
 @lru_cache(maxsize=512)
 def lower(rule: Rule, chosen: tuple[tuple[str, bool], ...]) -> Lowered:
     """The rule with its switches `chosen`, as (name, truth) pairs in the order of `rule.switches`."""
-    live, numbers = rule.state, frozenset(s for s in rule.state if rule.init.get(s) != "p")
+    square = squares(rule.source, rule.state)
+    live, numbers = rule.state, frozenset(s for s in rule.state if rule.init.get(s) != "p" and s not in square)
     while True:
-        lowering = _Lowering(rule, dict(chosen), live, numbers)
+        lowering = _Lowering(rule, dict(chosen), live, numbers, square)
         lowered, read = lowering.run()
         if (
             lowering.wide
@@ -99,11 +118,18 @@ def lower(rule: Rule, chosen: tuple[tuple[str, bool], ...]) -> Lowered:
             live = read  # a state that served only another, dead one dies in the next round
 
 
-class _Lowering(Reductions):
+class _Lowering(MatrixCalls):
     """One walk over a rule's body."""
 
-    def __init__(self, rule: Rule, chosen: dict[str, bool], live: tuple[str, ...], numbers: frozenset[str]):
-        super().__init__(rule, chosen, numbers)
+    def __init__(
+        self,
+        rule: Rule,
+        chosen: dict[str, bool],
+        live: tuple[str, ...],
+        numbers: frozenset[str],
+        square: Mapping[str, str],
+    ):
+        super().__init__(rule, chosen, numbers, square)
         self.live, self.numbers = live, numbers
         self.wide: set[str] = set()
 
@@ -116,7 +142,14 @@ class _Lowering(Reductions):
         finals = {}
         for name, node in zip(("p", *self.rule.state), results, strict=True):
             unchanged = isinstance(node, ast.Name) and node.id == name and name in self.untouched
-            if unchanged:
+            if name in self.squares:
+                if not (isinstance(node, ast.Name) and node.id == name):
+                    self.source.refuse(
+                        node, f"returns `{ast.unparse(node)}` for `{name}`, a matrix; expected `{name}`."
+                    )
+                if name in self.live and name in self.writer:
+                    finals[name] = self.writer[name]
+            elif unchanged:
                 self.wide |= {name} & self.numbers  # a state that others write: one element differs from the next
             elif name == "p" or name in self.live:
                 value = self.expr(node)
@@ -126,9 +159,10 @@ class _Lowering(Reductions):
             state=self.live,
             numbers=self.numbers & set(self.live),
             columns=tuple(sorted(self.columns.values(), key=lambda c: c.timed)),
-            passes=() if self.wide else cut(self.statements, finals, len(self.slots)),
+            passes=() if self.wide else cut(self.statements, finals, len(self.slots), self.squares),
             functions=frozenset(self.functions[Level.ELEMENT]),
             number_functions=frozenset(self.functions[Level.REDUCED]),
+            square=tuple((n, side) for n, side in self.squares.items() if n in self.live),
             slots=len(self.slots) + sum(s.level is Level.REDUCED for s in self.statements),
         )
         return lowered, tuple(s for s in self.rule.state if s in self.read)
@@ -188,6 +222,8 @@ class _Lowering(Reductions):
 
     def assign(self, target: ast.expr, value: ast.expr) -> None:
         value = self.folded(value)
+        if isinstance(value, ast.Call) and isinstance(f := self.source.lookup(value.func), MatrixFunction):
+            return self.assign_matrices(target, value, f)
         if isinstance(target, ast.Name) and isinstance(value, ast.Name) and target.id == value.id:
             return  # `m = ... if on else m` leaves m as it is
         if isinstance(target, ast.Name):

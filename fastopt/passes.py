@@ -4,6 +4,7 @@ import ast
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from fastopt.matrices import MatrixCall
 from fastopt.statements import Level, Statements
 
 
@@ -30,18 +31,19 @@ class Pass:
     body: tuple[str, ...]  # statements on locals
     totals: tuple[tuple[int, str], ...]  # (slot, expression) to sum
     stores: tuple[tuple[str, str], ...]  # (buffer, expression)
+    matrices: tuple[MatrixCall, ...]  # called after the pass, in this order; their operands are among the stores
 
 
-def cut(statements: Statements, finals: Mapping[str, int], slots: int) -> tuple[Pass, ...]:
+def cut(statements: Statements, finals: Mapping[str, int], slots: int, squares: Iterable[str]) -> tuple[Pass, ...]:
     """The passes that give every buffer its final value, which is the statement at its position in `finals`.
 
     `slots`: how many totals the rule names. A state is stored in the first pass that can compute it, so that later
     ones load it instead, unless they need its old value, too.
     """
     live = _reached(statements, finals.values())
-    last = max((statements[k].depth for k in live), default=0)
+    last = max(statements[k].depth - (statements[k].level is Level.MATRIX) for k in live)
     slot = {k: slots + n for n, k in enumerate(k for k in live if statements[k].level is Level.REDUCED)}
-    elements = {b: k for b, k in finals.items() if statements[k].level is Level.ELEMENT}
+    elements = {b: k for b, k in finals.items() if statements[k].level is Level.ELEMENT and b not in squares}
     stored = {b: statements[k].depth for b, k in elements.items()}
     while True:
         slices = [
@@ -59,7 +61,9 @@ def cut(statements: Statements, finals: Mapping[str, int], slots: int) -> tuple[
             loads=s.loads(),
             body=s.body(),
             totals=tuple((t.total[0], ast.unparse(t.node)) for t in s.totals if t.total and t.node),
-            stores=tuple((b, s.result(k)) for b, k in elements.items() if stored[b] == q),
+            stores=tuple((b, s.result(k)) for b, k in elements.items() if stored[b] == q)
+            + tuple((m.matrix.scratch, ast.unparse(m.node)) for m in s.matrices if m.matrix and m.node),
+            matrices=tuple(m.matrix for m in s.matrices if m.matrix),
         )
         for q, s in enumerate(slices)
     )
@@ -79,9 +83,9 @@ def _reached(statements: Statements, roots: Iterable[int]) -> list[int]:
 def _roots(
     statements: Statements, live: list[int], elements: Mapping[str, int], stored: Mapping[str, int], q: int
 ) -> tuple[list[int], list[int]]:
-    """What pass q must compute: the finals it stores, and the totals that are known after it."""
-    totals = [k for k in live if statements[k].total is not None and statements[k].depth == q + 1]
-    return [k for b, k in elements.items() if stored[b] == q], totals
+    """What pass q must compute: the finals it stores, and the totals and matrices that are known after it."""
+    known = [k for k in live if (statements[k].total or statements[k].matrix) and statements[k].depth == q + 1]
+    return [k for b, k in elements.items() if stored[b] == q], known
 
 
 def _numbers(
@@ -114,14 +118,19 @@ class _Slice:
         self.executed: set[int] = set()
         self.loaded: dict[int, str] = {}  # position -> buffer that holds its value
         self.overwritten: set[str] = set()  # buffers whose old value is needed, though an earlier pass replaced it
-        self.totals = [statements[k] for k in roots[1]]
+        self.totals = [statements[k] for k in roots[1] if statements[k].total]
+        self.matrices = [statements[k] for k in roots[1] if statements[k].matrix]
         final = {k: b for b, k in finals.items() if stored[b] < q and statements[k].node is not None}
-        todo = [*roots[0], *(r for t in self.totals for r in t.reads)]
+        todo = [*roots[0], *(r for known in (*self.totals, *self.matrices) for r in known.reads)]
         while todo:
             k = todo.pop()
             s = statements[k]
+            if s.level is Level.MATRIX:
+                continue
             if s.level is Level.REDUCED:
                 self.numbers.add(k)
+            elif s.matrix:
+                self.loaded[k] = s.matrix.scratch
             elif s.node is None or k in final:
                 self.loaded[k] = final.get(k, s.buffer)
                 if s.node is None and stored.get(s.buffer, q) < q:

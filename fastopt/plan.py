@@ -17,8 +17,10 @@ from fastopt.errors import ConfigError
 from fastopt.groups import Settings
 from fastopt.lower import Lowered
 from fastopt.math import NUMBERS
+from fastopt.matrices import MatrixCall, MatrixFunction
+from fastopt.params import zeros
 from fastopt.schema import Rule
-from fastopt.targets import cpu
+from fastopt.targets import cpu, text
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,7 @@ class Launch:
     addresses: np.ndarray
     hyper: np.ndarray
     reduced: tuple[np.ndarray, ...]  # what kernels with totals take besides: parameters, reduced, partials, lanes
+    products: list[list[_Product]]  # the calls of functions of matrices after each pass
     _fixed: list[list[Any] | None] = field(default_factory=list)  # values of the rows without schedules
     _version: int = -1  # of the settings they are from
 
@@ -78,6 +81,20 @@ class Launch:
             threads.launch(self.kernels[q], *arguments)
         else:
             self.kernels[q](*arguments)
+        for product in self.products[q]:
+            product.run(self.hyper)
+
+
+class _Product(NamedTuple):
+    """A function of matrices and what it is called with, a parameter after the other."""
+
+    function: MatrixFunction
+    numbers: list[tuple[int, float]]  # (column of `hyper`, 0), or (-1, a literal)
+    operands: list[tuple[np.ndarray, list[np.ndarray], int]]  # the matrix, square states, row of `hyper`
+
+    def run(self, hyper: np.ndarray) -> None:
+        for x, states, row in self.operands:
+            self.function.run(x, states, [float(hyper[row, k]) if k >= 0 else value for k, value in self.numbers])
 
 
 @dataclass(eq=False)
@@ -139,16 +156,25 @@ def _launch(
     rows = {row: k for k, row in enumerate(dict.fromkeys((segments[k].row, missed[k]) for k in members))}
     sizes = [segments[k].array.size for k in members]
     work = worklist.chunks(sizes, members, [rows[segments[k].row, missed[k]] for k in members])
-    arrays = len(lowered.buffers) - len(lowered.numbers) - 1
+    arrays = len(lowered.state) - len(lowered.numbers) - len(lowered.squares) + 1
     large = sum(sizes) * (arrays * dtype.itemsize + gradient.itemsize) > cpu.PARALLEL_BYTES
     if large:
         threads.warn_if_forked()
     n_threads = threads.count() if large else 1
     addresses = np.zeros((len(segments), len(lowered.buffers)), np.uint64)
-    for k in members:
-        buffers = {"p": segments[k].array, **segments[k].state}
+    scratch = {s: _scratch([segments[k].array for k in members]) for s in lowered.scratch}
+    for n, k in enumerate(members):
+        buffers = {"p": segments[k].array, **segments[k].state, **{s: views[n] for s, views in scratch.items()}}
         addresses[k] = [0 if b == "g" else buffers[b].ctypes.data for b in lowered.buffers]
     tasks = worklist.tasks(work, n_threads)
+    names = text.names(lowered)
+
+    def product(call: MatrixCall) -> _Product:
+        numbers = [(names.index(c), 0.0) if c in names else (-1, float(c)) for c in call.numbers]
+        row = [rows[segments[k].row, missed[k]] for k in members]
+        states = [[segments[k].state[s] for s in call.states] for k in members]
+        return _Product(call.function, numbers, list(zip(scratch[call.scratch], states, row, strict=True)))
+
     return Launch(
         kernels=cpu.kernels(rule.name, lowered, dtype, gradient, n_threads > 1),
         parallel=n_threads > 1,
@@ -159,7 +185,15 @@ def _launch(
         addresses=addresses,
         hyper=np.zeros((len(rows), 1 + len(lowered.columns)), dtype),
         reduced=_tables(lowered, work, sizes, len(tasks) - 1, reduced) if lowered.slots else (),
+        products=[[product(call) for call in q.matrices] for q in lowered.passes],
     )
+
+
+def _scratch(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """A view of each array's shape into one buffer."""
+    ends = np.cumsum([0, *(a.size for a in arrays)])
+    flat = zeros(int(ends[-1]), arrays[0].dtype)
+    return [flat[i:j].reshape(a.shape) for a, i, j in zip(arrays, ends, ends[1:], strict=False)]
 
 
 def _tables(

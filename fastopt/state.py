@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.errors import CheckpointError, listing
+from fastopt.errors import CheckpointError, ConfigError, listing
 from fastopt.groups import Settings
 from fastopt.lower import Lowered, lower
 from fastopt.params import ALIGN, zeros
@@ -21,18 +21,21 @@ FORMAT = 1
 def allocate(rule: Rule, settings: Settings, owned: Sequence[np.ndarray]) -> tuple[list[Segment], list[np.ndarray]]:
     """A segment per parameter, and the flat buffers their states are views of, one per state and dtype."""
     lowered = [lower(rule, settings.switches(row)) for row in settings.of]
+    for name, low, a in zip(settings.names, lowered, owned, strict=True):
+        if low.matrices and a.ndim != 2:
+            raise ConfigError(
+                f"parameter `{name}` of shape {a.shape} is no matrix, as `{rule.name}` needs; give it a group with "
+                f"another rule: groups=[fastopt.Group({name!r}, rule=fastopt.adamw)]."
+            )
     states: list[dict[str, np.ndarray]] = [{} for _ in owned]
     flats = []
     for name in rule.state:
         kinds = [_kind(name, low, a) for low, a in zip(lowered, owned, strict=True)]
-        for kind in dict.fromkeys(kinds):
-            members = [k for k, other in enumerate(kinds) if other == kind and not settings.frozen[settings.of[k]]]
-            if kind is None or not members:
-                continue
-            dtype, number = kind
-            shapes = [() if number else owned[k].shape for k in members]
+        for dtype in dict.fromkeys(kind[0] for kind in kinds if kind):
+            live = [(k, kind[1]) for k, kind in enumerate(kinds) if kind and kind[0] == dtype]
+            members = [(k, shape) for k, shape in live if not settings.frozen[settings.of[k]]]
             line = ALIGN // dtype.itemsize
-            counts = [math.prod(shape) for shape in shapes]
+            counts = [math.prod(shape) for _, shape in members]
             ends = np.cumsum([0, *(-(-n // line) * line for n in counts)])  # each starts on a cache line
             try:
                 flat = zeros(int(ends[-1]), dtype)
@@ -40,19 +43,24 @@ def allocate(rule: Rule, settings: Settings, owned: Sequence[np.ndarray]) -> tup
                 size = int(ends[-1]) * dtype.itemsize
                 raise MemoryError(f"no memory for state `{name}` of `{rule.name}`: {size:,} bytes.") from error
             flats.append(flat)
-            for k, start, n, shape in zip(members, ends, counts, shapes, strict=False):
+            for (k, shape), start, n in zip(members, ends, counts, strict=False):
                 view = flat[start : start + n].reshape(shape)
-                _start(view, rule, settings, name, k, owned[k])
+                square = name in lowered[k].squares
+                _start(np.einsum("ii->i", view) if square else view, rule, settings, name, k, owned[k])
                 states[k][name] = view
     rows = zip(owned, settings.of, lowered, states, strict=True)
     return [Segment(*row) for row in rows], flats
 
 
-def _kind(name: str, lowered: Lowered, param: np.ndarray) -> tuple[np.dtype, bool] | None:
-    """The dtype of a parameter's state and whether it is one number; None if it has no such state."""
+def _kind(name: str, lowered: Lowered, param: np.ndarray) -> tuple[np.dtype, tuple[int, ...]] | None:
+    """The dtype and the shape of a parameter's state; None if it has no such state."""
     if name not in lowered.state:
         return None
-    return (np.dtype(np.float64), True) if name in lowered.numbers else (param.dtype, False)
+    if name in lowered.numbers:
+        return np.dtype(np.float64), ()
+    if name in lowered.squares:
+        return param.dtype, (param.shape[lowered.squares[name] == "columns"],) * 2
+    return param.dtype, param.shape
 
 
 def _start(view: np.ndarray, rule: Rule, settings: Settings, name: str, k: int, param: np.ndarray) -> None:

@@ -6,6 +6,8 @@ import ast
 from enum import IntEnum
 from typing import NamedTuple
 
+from fastopt.matrices import MatrixCall
+
 
 class Level(IntEnum):
     """How often a value exists: once a step and group, once a parameter, or once an element."""
@@ -13,6 +15,7 @@ class Level(IntEnum):
     STAGED = 0  # of hyperparameters and t: a column of `hyper`, computed in float64 before any kernel runs
     REDUCED = 1  # of totals and of states that are one number: computed in float64 between two passes
     ELEMENT = 2
+    MATRIX = 3  # a state of a shape of its own, which only functions of matrices read and write
 
 
 class Value(NamedTuple):
@@ -37,6 +40,7 @@ class Statement(NamedTuple):
     depth: int = 0  # how many totals, one after another, must be known before it
     total: tuple[int, str] | None = None  # (slot, over): `node` is summed over elements, and this is the sum
     buffer: str = ""  # of a leaf: the parameter, the gradient or the state it is
+    matrix: MatrixCall | None = None  # `node` is its matrix, and this is the result
 
 
 class Statements(list[Statement]):
@@ -53,13 +57,18 @@ class Statements(list[Statement]):
         level: Level,
         total: tuple[int, str] | None = None,
         buffer: str = "",
+        matrix: MatrixCall | None = None,
+        after: int = 0,
+        also: tuple[int, ...] = (),
     ) -> ast.Name:
-        """Append a statement; returns the name to read it by."""
+        """Append a statement, of depth `after` at least, that reads `also` others; returns the name to read it by."""
         if level is Level.REDUCED and name in self.latest:
             name = f"{name}_{len(self)}"  # numbers outlive a pass, so each needs a name of its own
         names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} if node is not None else ()
-        reads = tuple(sorted(self.latest[n] for n in names if n in self.latest))
-        depth = max((self[k].depth for k in reads), default=0) + (total is not None)
+        reads = tuple(sorted({*(self.latest[n] for n in names if n in self.latest), *also}))
+        depth = max((self[k].depth for k in reads if k not in also), default=0) + (
+            total is not None or matrix is not None
+        )
         self.latest[name] = len(self)
-        self.append(Statement(name, node, level, reads, depth, total, buffer))
+        self.append(Statement(name, node, level, reads, max(depth, after), total, buffer, matrix))
         return ast.Name(name)
