@@ -12,7 +12,7 @@ from fastopt import math
 from fastopt.errors import hint
 from fastopt.formula import MISSING
 from fastopt.matrices import MatrixFunction
-from fastopt.schema import Rule
+from fastopt.schema import MATRIX, Rule
 from fastopt.statements import Level, Statements, Value
 
 # Words of the generated kernels; a rule's local of the same name gets an underscore there.
@@ -50,6 +50,8 @@ class Expressions:
         for n in ("p", "g", *rule.state):
             level = Level.MATRIX if n in squares else Level.REDUCED if n in numbers else Level.ELEMENT
             self.env[n] = Value(self.statements.add(self.local(n), None, level, buffer=n), level)
+        if MATRIX in chosen:
+            self.env[MATRIX] = Value(ast.Constant(chosen[MATRIX]), Level.STAGED, True)
         if rule.timed:
             self.env["t"] = Value(ast.Name("t"), Level.STAGED)
 
@@ -70,7 +72,7 @@ class Expressions:
         """The value of a test that is made of switches, else None."""
         if isinstance(test, ast.Constant) and isinstance(test.value, bool):
             return test.value
-        if isinstance(test, ast.Name) and test.id in self.chosen and test.id in self.rule.schema:
+        if isinstance(test, ast.Name) and test.id in self.chosen:
             return self.chosen[test.id]
         if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
             inner = self.truth(test.operand)

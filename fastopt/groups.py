@@ -10,8 +10,8 @@ from typing import Any, cast
 import numpy as np
 
 from fastopt.errors import ConcurrentUseError, ConfigError, listing
-from fastopt.lower import lower
-from fastopt.schema import REQUIRED, Domain, Hyper, Rule
+from fastopt.lower import Lowered, lower
+from fastopt.schema import MATRIX, REQUIRED, Domain, Hyper, Rule
 
 Setting = float | bool | Callable[[int], float]
 MAXIMIZE = Hyper("maximize", False, Domain())  # every rule has it: the sign of the gradient, a column of the kernel
@@ -21,25 +21,31 @@ MAXIMIZE = Hyper("maximize", False, Domain())  # every rule has it: the sign of 
 class Group:
     """Hyperparameters for the parameters whose path matches `pattern` (`*`, `?`, `[...]`); the first match wins.
 
-    What a group does not give, it inherits from the optimizer. `frozen=True` leaves its parameters, and their state,
-    out of every step. Paths are keys and positions joined by dots: "layers.0.bias".
+    What a group does not give, it inherits from the optimizer; a group with a `rule` of its own, from that rule's
+    defaults instead. `frozen=True` leaves its parameters, and their state, out of every step. Paths are keys and
+    positions joined by dots: "layers.0.bias".
     """
 
     pattern: str
+    rule: Rule | None
     frozen: bool
     hyper: Mapping[str, Any]
 
-    def __init__(self, pattern: str, *, frozen: bool = False, **hyper: Any):
+    def __init__(self, pattern: str, *, rule: Rule | None = None, frozen: bool = False, **hyper: Any):
         if not isinstance(pattern, str) or not pattern:
             raise ConfigError(f"Group: `pattern` is {pattern!r}; expected a path pattern such as '*.bias'.")
         if not isinstance(frozen, bool):
             raise ConfigError(f"Group({pattern!r}): `frozen` is {frozen!r}; expected True or False.")
+        if rule is not None and not isinstance(rule, Rule):
+            raise ConfigError(f"Group({pattern!r}): `rule` is {rule!r}; expected a rule, such as fastopt.adamw.")
         object.__setattr__(self, "pattern", pattern)
+        object.__setattr__(self, "rule", rule)
         object.__setattr__(self, "frozen", frozen)
         object.__setattr__(self, "hyper", hyper)
 
     def __repr__(self) -> str:
         given = {**({"frozen": True} if self.frozen else {}), **self.hyper}
+        given = {**({"rule": self.rule} if self.rule else {}), **given}
         return f"Group({', '.join([repr(self.pattern), *(f'{k}={v!r}' for k, v in given.items())])})"
 
 
@@ -56,15 +62,16 @@ class Settings:
         given: Mapping[str, Any],
         groups: Iterable[Group],
         names: Sequence[str],
-        dtypes: Sequence[np.dtype],
+        params: Sequence[np.ndarray],
     ):
         if not isinstance(groups, Iterable):
             raise ConfigError(f"groups is a {type(groups).__name__}; expected a list of fastopt.Group(pattern, ...).")
         groups = tuple(groups)
         if bad := [g for g in groups if not isinstance(g, Group)]:
             raise ConfigError(f"groups: {bad[0]!r} is a {type(bad[0]).__name__}; expected fastopt.Group(pattern, ...).")
-        self.rule = rule
-        self.schema: dict[str, Hyper] = {**rule.schema, "maximize": MAXIMIZE}
+        self.rules = (*(g.rule or rule for g in groups), rule)
+        self._heirs = (*(g.rule is None for g in groups), True)  # of the optimizer's own row
+        self._schemas = [{**r.schema, MAXIMIZE.name: MAXIMIZE} for r in self.rules]
         self.patterns = (*(g.pattern for g in groups), "*")
         if "*" in self.patterns[:-1]:
             raise ConfigError(
@@ -82,16 +89,17 @@ class Settings:
                 raise ConfigError(f"groups: nothing is left for the pattern {pattern!r}; {why}.")
         self.dtype = [
             min(
-                (d for d, g in zip(dtypes, self.of, strict=True) if g == k),
+                (p.dtype for p, g in zip(params, self.of, strict=True) if g == k),
                 default=np.dtype(np.float64),
                 key=lambda d: d.itemsize,
             )
             for k in range(len(self.patterns))
         ]
         self.own: list[dict[str, Setting]] = [dict(g.hyper) for g in groups] + [dict(given)]
-        missing = [n for n, h in rule.schema.items() if h.default is REQUIRED and n not in given]
-        if missing and not all(missing[0] in self.own[k] for k in set(self.of)):
-            raise ConfigError(f"`{rule.name}` needs a value for `{missing[0]}`: {rule.name}(params, {missing[0]}=...).")
+        for k in set(self.of):
+            name = self.rules[k].name
+            if missing := [n for n in self.schema(k) if self.value(k, n) is REQUIRED]:
+                raise ConfigError(f"`{name}` needs a value for `{missing[0]}`: {name}(params, {missing[0]}=...).")
         self.own = self._checked(self.own)
         self.version = 0  # grows with every change
         for k in set(self.of):
@@ -108,22 +116,47 @@ class Settings:
 
     def value(self, row: int, name: str, own: Sequence[Mapping[str, Setting]] | None = None) -> Setting:
         own = self.own if own is None else own
-        for given in (own[row], own[-1]):
+        heir = self._heirs[row] or name == MAXIMIZE.name
+        for given in (own[row], own[-1] if heir else {}):
             if name in given:
                 return given[name]
-        return self.schema[name].default
+        return self.schema(row)[name].default
 
     def switches(self, row: int, own: Sequence[Mapping[str, Setting]] | None = None) -> tuple[tuple[str, bool], ...]:
-        """(name, truth) of the rule's switches; a schedule counts as true."""
-        return tuple((n, bool(self.value(row, n, own))) for n in self.rule.switches)
+        """(name, truth) of the switches of the row's rule; a schedule counts as true."""
+        rule = self.rules[row]
+        return tuple((n, bool(self.value(row, n, own))) for n in rule.switches if n in rule.schema)
+
+    def lowered(self, k: int, param: np.ndarray) -> Lowered:
+        """The lowered rule of parameter `k`."""
+        rule = self.rule(k)
+        return lower(rule, (*self.switches(self.of[k]), *((n, param.ndim == 2) for n in rule.switches if n == MATRIX)))
+
+    def rule(self, k: int) -> Rule:
+        """The rule of parameter `k`."""
+        return self.rules[self.of[k]]
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The names of the states of all rules."""
+        return tuple(dict.fromkeys(s for rule in self.rules for s in rule.state))
+
+    @property
+    def title(self) -> str:
+        """The names of the rules, the optimizer's own first."""
+        return " + ".join(dict.fromkeys(rule.name for rule in reversed(self.rules)))
+
+    def schema(self, row: int) -> dict[str, Hyper]:
+        """The hyperparameters of a row, in the order of its rule's signature."""
+        return self._schemas[row]
 
     def scheduled(self, row: int) -> bool:
-        return any(callable(self.value(row, n)) for n in self.schema)
+        return any(callable(self.value(row, n)) for n in self.schema(row))
 
     def evaluate(self, row: int, t: int) -> list[float | bool]:
         """The values of a row at step `t`, in the order of the schema. Raises `ConfigError` for a bad schedule."""
         values = []
-        for name, hyper in self.schema.items():
+        for name, hyper in self.schema(row).items():
             value = self.value(row, name)
             if callable(value):
                 where = f"the schedule of `{name}` at step {t}"
@@ -212,30 +245,30 @@ class Settings:
     def _checked(self, own: Sequence[Mapping[str, Any]]) -> list[dict[str, Setting]]:
         checked: list[dict[str, Setting]] = []
         for k, settings in enumerate(own):
-            where = f"`{self.rule.name}`" if k == len(own) - 1 else f"`{self.rule.name}`, group {self.patterns[k]!r}"
+            rule = self.rules[k]
+            where = f"`{rule.name}`" if k == len(own) - 1 else f"`{rule.name}`, group {self.patterns[k]!r}"
             row: dict[str, Any] = {}
             for name, value in settings.items():
-                hyper = self.schema.get(name)
+                hyper = self.schema(k).get(name)
                 if hyper is None:
-                    raise self.rule.unknown(name)
+                    raise rule.unknown(name)
                 if isinstance(value, type) or hasattr(value, "makes_schedules"):
                     raise ConfigError(f"{where}: `{name}` is {value.__name__} itself; call it, with its settings.")
                 free = callable(value) and not hyper.boolean  # checked when it is called
                 row[name] = value if free else hyper.check(value, self.dtype[k], where)
             checked.append(row)
         for k in set(self.of):  # what is inherited must suit the heir's dtype, too
-            for name, hyper in self.schema.items():
+            for name, hyper in self.schema(k).items():
                 value = self.value(k, name, checked)
                 if not callable(value):
-                    hyper.check(value, self.dtype[k], f"`{self.rule.name}`")
+                    hyper.check(value, self.dtype[k], f"`{self.rules[k].name}`")
         return checked
 
     def _check_switches(self, row: int) -> None:
-        chosen = self.switches(row)
+        rule, chosen = self.rules[row], self.switches(row)
+        supplied = tuple((n, True) for n in rule.switches if n == MATRIX)
         for name, truth in chosen:
             off = tuple((n, v and n != name) for n, v in chosen)
-            if truth and lower(self.rule, off) == lower(self.rule, chosen):
+            if truth and lower(rule, off + supplied) == lower(rule, chosen + supplied):
                 others = ", ".join(f"{n}={self.value(row, n)!r}" for n, _ in chosen if n != name)
-                raise ConfigError(
-                    f"`{self.rule.name}`: `{name}={self.value(row, name)!r}` has no effect with {others}."
-                )
+                raise ConfigError(f"`{rule.name}`: `{name}={self.value(row, name)!r}` has no effect with {others}.")

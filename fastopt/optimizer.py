@@ -63,8 +63,8 @@ class Optimizer:
         owned = [arrays.parameter(x, n) for x, n in zip(leaves, names, strict=True)]
         arrays.check_overlap(owned, names)
         self.rule, self.params, self.names = rule, params, names
-        self._settings = Settings(rule, hyper, groups, names, [a.dtype for a in owned])
-        self._segments, flats = state.allocate(rule, self._settings, owned)
+        self._settings = Settings(rule, hyper, groups, names, owned)
+        self._segments, flats = state.allocate(self._settings, owned)
         self._clock = np.zeros(_STEPS + len(owned), np.int64)
         frozen = [self._settings.frozen[row] for row in self._settings.of]
         packed = params.grads if isinstance(params, Packed) and params.has_grads else None
@@ -74,7 +74,11 @@ class Optimizer:
         self._leaves = () if packed is not None or tree.kind == "leaf" else leaves
         self._list = tree.reader()
         self.state = MappingProxyType(
-            {s: tree.build(iter([x.state.get(s) for x in self._segments])) for s in rule.state if self._uses(s)}
+            {
+                s: tree.build(iter([x.state.get(s) for x in self._segments]))
+                for s in self._settings.states
+                if self._uses(s)
+            }
         )
 
         self._ready = True
@@ -82,7 +86,7 @@ class Optimizer:
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_") or "_ready" not in self.__dict__:
             return object.__setattr__(self, name, value)
-        remedy = f"use opt.set({name}=...)" if name in self._settings.schema else "it is not for assignment"
+        remedy = f"use opt.set({name}=...)" if name in self._settings.schema(-1) else "it is not for assignment"
         raise ConfigError(f"`{name}` of an optimizer cannot be set: {remedy}.")
 
     def _uses(self, name: str) -> bool:
@@ -116,7 +120,7 @@ class Optimizer:
         gradients, clock = self._gradients, self._clock
         if ready is None or ready.kinds != gradients.kinds or ready.epoch != threads.epoch:
             missed = (clock[_T] - clock[_STEPS:]).tolist()
-            ready = plan.build(self.rule, self._settings, self._segments, gradients.kinds, missed)
+            ready = plan.build(self._settings, self._segments, gradients.kinds, missed)
             self._plan = None
         for launch in ready.launches:
             launch.addresses[:, 1] = gradients.addresses
@@ -157,7 +161,8 @@ class Optimizer:
     def hyper(self, pattern: str | None = None) -> dict[str, float | bool]:
         """Values for the next step, schedules evaluated: the optimizer's own, a group's (pattern) or a parameter's."""
         settings = self._settings
-        return dict(zip(settings.schema, settings.evaluate(settings.row(pattern), self.t + 1), strict=True))
+        row = settings.row(pattern)
+        return dict(zip(settings.schema(row), settings.evaluate(row, self.t + 1), strict=True))
 
     def set(self, pattern: str | None = None, **hyper: Any) -> None:
         """Change hyperparameters from the next step on: the optimizer's own, or those of the group of a pattern.
@@ -174,7 +179,7 @@ class Optimizer:
         with self._alone():
             if self._clock[_DIRTY]:
                 self._torn()
-            return state.save(self.rule, self._settings, self.names, self._segments, self._clock)
+            return state.save(self._settings, self._segments, self._clock)
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take over what `state_dict` gave, by parameter path. Ends a torn state.
@@ -183,7 +188,7 @@ class Optimizer:
         parameters of other names, shapes or dtypes. Schedules stay those of this optimizer.
         """
         with self._alone():
-            state.load(saved, self.rule, self._settings, self.names, self._segments, self._clock)
+            state.load(saved, self._settings, self._segments, self._clock)
             self._plan = None
 
     def _replaced(self) -> NoReturn:

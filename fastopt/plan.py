@@ -71,8 +71,8 @@ class Launch:
                 reason = f"`{bad}` is not finite"
             except (ArithmeticError, ValueError, struct.error) as error:
                 reason = str(error)
-            shown = ", ".join(f"{n}={v!r}" for n, v in zip(settings.schema, values, strict=True))
-            raise ConfigError(f"`{settings.rule.name}` cannot be evaluated at step {t} with {shown}: {reason}.")
+            shown = ", ".join(f"{n}={v!r}" for n, v in zip(settings.schema(row), values, strict=True))
+            raise ConfigError(f"`{settings.rules[row].name}` cannot be evaluated at step {t} with {shown}: {reason}.")
 
     def run(self, q: int, clock: np.ndarray, last: bool) -> None:
         """Pass `q`."""
@@ -119,12 +119,10 @@ class Plan:
             launch.run(q, clock, k == last)
 
 
-def build(
-    rule: Rule, settings: Settings, segments: Sequence[Segment], kinds: tuple[str, ...], missed: Sequence[int]
-) -> Plan:
+def build(settings: Settings, segments: Sequence[Segment], kinds: tuple[str, ...], missed: Sequence[int]) -> Plan:
     """Sort the segments into launches. Compiles what is not compiled yet; `missed[k]`: steps segment k sat out."""
     epoch = threads.epoch
-    launches = _launches(rule, segments, kinds, missed)
+    launches = _launches(settings, segments, kinds, missed)
     scheduled = any(settings.scheduled(row) for launch in launches for row, _ in launch.rows)
     steady = not scheduled and not any(launch.stages[1].names for launch in launches)
     calls = [(q, k) for k, launch in enumerate(launches) for q in range(len(launch.kernels))]
@@ -132,23 +130,23 @@ def build(
 
 
 def _launches(
-    rule: Rule, segments: Sequence[Segment], gradients: tuple[str, ...], missed: Sequence[int]
+    settings: Settings, segments: Sequence[Segment], gradients: tuple[str, ...], missed: Sequence[int]
 ) -> list[Launch]:
-    alike: dict[tuple[Lowered, np.dtype, np.dtype], list[int]] = {}
+    alike: dict[tuple[Rule, Lowered, np.dtype, np.dtype], list[int]] = {}
     for k, (segment, kind) in enumerate(zip(segments, gradients, strict=True)):
         if kind:
-            alike.setdefault((segment.lowered, segment.array.dtype, np.dtype(kind)), []).append(k)
+            alike.setdefault((settings.rule(k), segment.lowered, segment.array.dtype, np.dtype(kind)), []).append(k)
     # shared by the launches; rows of parameters that take no part stay 0
-    reduced = np.zeros((len(segments), max((lowered.slots for lowered, *_ in alike), default=0)), np.float64)
-    return [_launch(rule, segments, members, missed, reduced, *which) for which, members in alike.items()]
+    reduced = np.zeros((len(segments), max((lowered.slots for _, lowered, *_ in alike), default=0)), np.float64)
+    return [_launch(segments, members, missed, reduced, *which) for which, members in alike.items()]
 
 
 def _launch(
-    rule: Rule,
     segments: Sequence[Segment],
     members: list[int],
     missed: Sequence[int],
     reduced: np.ndarray,
+    rule: Rule,
     lowered: Lowered,
     dtype: np.dtype,
     gradient: np.dtype,

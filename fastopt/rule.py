@@ -6,7 +6,7 @@ from typing import Any, get_args, overload
 
 from fastopt import lower
 from fastopt.formula import Formula, read
-from fastopt.schema import REQUIRED, Domain, Hyper, Rule
+from fastopt.schema import MATRIX, REQUIRED, Domain, Hyper, Rule
 
 # The field's names carry their domain: one table instead of an annotation on every rule.
 _BY_NAME = {
@@ -25,15 +25,19 @@ def rule(
     """Make a rule of a function `(p, g, *state, *, **hyperparameters[, t]) -> (p, *state)`.
 
     `p` and `g` are one element of a parameter and of its gradient, the further positional parameters are state, one
-    element each, keyword-only ones are hyperparameters; `t` counts steps from 1. The body is assignments, `if`s on
-    switches, and one return. `init` says how a state starts (see `Rule.init`).
+    element each, keyword-only ones are hyperparameters. Two of those are supplied: `t` counts steps from 1, `matrix`
+    tells whether the parameter is 2-d. The body is assignments, `if`s on switches, and one return. `init` says how a
+    state starts (see `Rule.init`).
+
+    A state whose new value depends on no element, only on `total`s, is a single float64 number per parameter, and one
+    that depends on totals over "row" or "column" alone has a number for each of those.
 
     Raises `RuleError` (file, line, reason) for anything that is not such a formula.
     """
     if function is None:
         return lambda f: rule(f, init=init)
     source = read(function)
-    state, schema, timed = _signature(source)
+    state, schema, timed, matrix = _signature(source)
     unknown = [n for n in init or {} if n not in state]
     if unknown:
         source.refuse(source.tree, f"gives a start for `{unknown[0]}`, which is not one of its states {list(state)}.")
@@ -49,14 +53,14 @@ def rule(
         state=state,
         schema=schema,
         init=dict(init or {}),
-        switches=lower.switches(source, schema),
+        switches=lower.switches(source, schema) + (MATRIX,) * matrix,
         timed=timed,
     )
     lower.check(made)
     return made
 
 
-def _signature(source: Formula) -> tuple[tuple[str, ...], dict[str, Hyper], bool]:
+def _signature(source: Formula) -> tuple[tuple[str, ...], dict[str, Hyper], bool, bool]:
     positional, keyword = [], {}
     for q in inspect.signature(source.function, eval_str=True).parameters.values():
         if q.kind in (q.VAR_POSITIONAL, q.VAR_KEYWORD):
@@ -77,8 +81,11 @@ def _signature(source: Formula) -> tuple[tuple[str, ...], dict[str, Hyper], bool
     t = keyword.pop("t", None)
     if t is not None and t.default is not t.empty:
         source.refuse(source.tree, "gives `t` a default; it is supplied and counts from 1.")
+    matrix = keyword.pop(MATRIX, None)
+    if matrix is not None and matrix.default is not matrix.empty:
+        source.refuse(source.tree, "gives `matrix` a default; it is supplied: is the parameter 2-d?")
     schema = {name: _hyper(source, q) for name, q in keyword.items()}
-    return tuple(positional[2:]), schema, t is not None
+    return tuple(positional[2:]), schema, t is not None, matrix is not None
 
 
 def _hyper(source: Formula, q: inspect.Parameter) -> Hyper:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fastopt.optimizer import Optimizer
 
 REQUIRED = inspect.Parameter.empty
+MATRIX = "matrix"  # a formula that takes it is told, per parameter, whether that is a matrix, as it is told `t`
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ class Rule:
         state: names of the state buffers, in the order of the signature. Which of them exist depends on the switches.
         schema: the hyperparameters by name.
         init: how a state starts: a number, the name of a hyperparameter, or "p" for a copy of the parameter. Default 0.
-        switches: hyperparameters whose truth chooses the kernel and its state; fixed when an optimizer is built.
+        switches: hyperparameters whose truth chooses the kernel and its state; fixed when an optimizer is built. A
+            formula may also take `matrix`, which is true for 2-d parameters.
         timed: whether the formula names the step `t`.
     """
 

@@ -7,7 +7,7 @@ import numpy as np
 from fastopt.errors import ConfigError, DeviceError
 from fastopt.lower import lower
 from fastopt.params import FLOATS
-from fastopt.schema import Rule
+from fastopt.schema import MATRIX, Rule
 from fastopt.targets import cpu, cuda
 
 TARGETS = {"cpu": cpu.source, "cuda": cuda.source}
@@ -28,5 +28,6 @@ def source(rule: Rule, target: str = "cpu", *, dtype: Any = np.float32, gradient
     of_p, of_g = np.dtype(dtype), np.dtype(dtype if gradient is None else gradient)
     if bad := [d for d in (of_p, of_g) if d not in FLOATS]:
         raise ConfigError(f"dtype {bad[0]}; expected float32 or float64.")
-    chosen = tuple((n, bool(switches.get(n, rule.schema[n].default))) for n in rule.switches)
+    given = {MATRIX: True, **rule.hyper, **switches}
+    chosen = tuple((n, bool(given[n])) for n in rule.switches)
     return TARGETS[target](rule.name, lower(rule, chosen), of_p, of_g)

@@ -10,26 +10,25 @@ import numpy as np
 
 from fastopt.errors import CheckpointError, ConfigError, listing
 from fastopt.groups import Settings
-from fastopt.lower import Lowered, lower
+from fastopt.lower import Lowered
 from fastopt.params import ALIGN, zeros
 from fastopt.plan import Segment
-from fastopt.schema import Rule
 
 FORMAT = 1
 
 
-def allocate(rule: Rule, settings: Settings, owned: Sequence[np.ndarray]) -> tuple[list[Segment], list[np.ndarray]]:
+def allocate(settings: Settings, owned: Sequence[np.ndarray]) -> tuple[list[Segment], list[np.ndarray]]:
     """A segment per parameter, and the flat buffers their states are views of, one per state and dtype."""
-    lowered = [lower(rule, settings.switches(row)) for row in settings.of]
-    for name, low, a in zip(settings.names, lowered, owned, strict=True):
+    lowered = [settings.lowered(k, a) for k, a in enumerate(owned)]
+    for k, (name, low, a) in enumerate(zip(settings.names, lowered, owned, strict=True)):
         if low.matrices and a.ndim != 2:
             raise ConfigError(
-                f"parameter `{name}` of shape {a.shape} is no matrix, as `{rule.name}` needs; give it a group with "
-                f"another rule: groups=[fastopt.Group({name!r}, rule=fastopt.adamw)]."
+                f"parameter `{name}` of shape {a.shape} is no matrix, as `{settings.rule(k).name}` needs; give it a "
+                f"group with another rule: groups=[fastopt.Group({name!r}, rule=fastopt.adamw)]."
             )
     states: list[dict[str, np.ndarray]] = [{} for _ in owned]
     flats = []
-    for name in rule.state:
+    for name in settings.states:
         kinds = [_kind(name, low, a) for low, a in zip(lowered, owned, strict=True)]
         for dtype in dict.fromkeys(kind[0] for kind in kinds if kind):
             live = [(k, kind[1]) for k, kind in enumerate(kinds) if kind and kind[0] == dtype]
@@ -41,12 +40,12 @@ def allocate(rule: Rule, settings: Settings, owned: Sequence[np.ndarray]) -> tup
                 flat = zeros(int(ends[-1]), dtype)
             except MemoryError as error:
                 size = int(ends[-1]) * dtype.itemsize
-                raise MemoryError(f"no memory for state `{name}` of `{rule.name}`: {size:,} bytes.") from error
+                raise MemoryError(f"no memory for state `{name}` of {settings.title}: {size:,} bytes.") from error
             flats.append(flat)
             for (k, shape), start, n in zip(members, ends, counts, strict=False):
                 view = flat[start : start + n].reshape(shape)
                 square = name in lowered[k].squares
-                _start(np.einsum("ii->i", view) if square else view, rule, settings, name, k, owned[k])
+                _start(np.einsum("ii->i", view) if square else view, settings, name, k, owned[k])
                 states[k][name] = view
     rows = zip(owned, settings.of, lowered, states, strict=True)
     return [Segment(*row) for row in rows], flats
@@ -63,8 +62,8 @@ def _kind(name: str, lowered: Lowered, param: np.ndarray) -> tuple[np.dtype, tup
     return param.dtype, param.shape
 
 
-def _start(view: np.ndarray, rule: Rule, settings: Settings, name: str, k: int, param: np.ndarray) -> None:
-    start = rule.init.get(name, 0.0)
+def _start(view: np.ndarray, settings: Settings, name: str, k: int, param: np.ndarray) -> None:
+    start = settings.rule(k).init.get(name, 0.0)
     if start == "p":
         view[...] = param
     elif isinstance(start, str):
@@ -74,33 +73,33 @@ def _start(view: np.ndarray, rule: Rule, settings: Settings, name: str, k: int, 
         view[...] = start
 
 
-def save(rule: Rule, settings: Settings, names: Sequence[str], segments: Sequence[Segment], clock: np.ndarray) -> dict:
+def save(settings: Settings, segments: Sequence[Segment], clock: np.ndarray) -> dict:
     """Everything a run needs to go on, apart from the parameters: plain dicts, numbers and copies of arrays."""
+    names = settings.names
     return {
         "format": FORMAT,
-        "rule": rule.name,
+        "rule": settings.title,
         "t": int(clock[0]),
         "steps": {n: int(c) for n, c in zip(names, clock[2:], strict=True)},
         "state": {
             s: {n: segment.state[s].copy() for n, segment in zip(names, segments, strict=True) if s in segment.state}
-            for s in rule.state
+            for s in settings.states
         },
         "hyper": settings.state_dict(),
     }
 
 
-def load(
-    saved: Any, rule: Rule, settings: Settings, names: Sequence[str], segments: Sequence[Segment], clock: np.ndarray
-) -> None:
+def load(saved: Any, settings: Settings, segments: Sequence[Segment], clock: np.ndarray) -> None:
     """Take over what `save` gave: all of it, or, with a `CheckpointError` that lists every difference, nothing."""
     problems: list[str] = []
+    names, title = settings.names, settings.title
     if not isinstance(saved, Mapping) or saved.get("format") != FORMAT:
         found = saved.get("format") if isinstance(saved, Mapping) else type(saved).__name__
         raise CheckpointError(f"not a state of format {FORMAT} (found {found!r}); expected what state_dict() returned.")
     if missing := [k for k in ("rule", "t", "steps", "state", "hyper") if k not in saved]:
         raise CheckpointError(f"the state has no {listing(missing)}; expected what state_dict() returned.")
-    if saved["rule"] != rule.name:
-        raise CheckpointError(f"the state is of rule `{saved['rule']}`; this optimizer runs `{rule.name}`.")
+    if saved["rule"] != title:
+        raise CheckpointError(f"the state is of rule `{saved['rule']}`; this optimizer runs `{title}`.")
     t, steps = saved["t"], saved["steps"]
     if not _count(t) or not isinstance(steps, Mapping) or set(steps) != set(names):
         wrong = sorted(set(names) ^ set(steps)) if isinstance(steps, Mapping) else [steps]
@@ -110,7 +109,7 @@ def load(
     ]
     pairs = []
     states = saved["state"] if isinstance(saved["state"], Mapping) else {}
-    for s in {**dict.fromkeys(rule.state), **dict.fromkeys(states)}:
+    for s in {**dict.fromkeys(settings.states), **dict.fromkeys(states)}:
         given = states.get(s, {})
         wanted = {n: seg.state[s] for n, seg in zip(names, segments, strict=True) if s in seg.state}
         for n in {**wanted, **given}:
@@ -125,7 +124,7 @@ def load(
                 pairs.append((wanted[n], a))
     problems += settings.compare(saved["hyper"])
     if problems:
-        raise CheckpointError(f"the state does not fit this `{rule.name}` optimizer: {'; '.join(problems)}.")
+        raise CheckpointError(f"the state does not fit this `{title}` optimizer: {'; '.join(problems)}.")
     settings.load_state_dict(saved["hyper"])
     clock[1] = 1  # torn until all is copied
     for target, a in pairs:
