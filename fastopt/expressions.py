@@ -13,13 +13,13 @@ from fastopt.errors import hint
 from fastopt.formula import MISSING
 from fastopt.matrices import MatrixFunction
 from fastopt.schema import MATRIX, Rule
-from fastopt.statements import Level, Statements, Value
+from fastopt.statements import Level, Statements, Value, join
 
 # Words of the generated kernels; a rule's local of the same name gets an underscore there.
 RESERVED = frozenset(
     "work hyper addresses tasks task chunk clock last lo hi segment group i scale "
     "real tiny flush kernel np njit prange types "
-    "parameters reduced partials lanes parameter first end half wide count".split()
+    "parameters reduced partials lanes parameter first width row start rows columns j wide count clear fold".split()
 )
 _ARITHMETIC = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
 
@@ -35,10 +35,10 @@ class Column(NamedTuple):
 class Expressions:
     """Translates expressions. `env` says what each name means at this point; `statements` grows.
 
-    `numbers` are the states taken for one number per parameter, `squares` those that are matrices, with their sides.
+    `levels` says what each state is taken for, `squares` which side those have that are matrices.
     """
 
-    def __init__(self, rule: Rule, chosen: dict[str, bool], numbers: frozenset[str], squares: Mapping[str, str]):
+    def __init__(self, rule: Rule, chosen: dict[str, bool], levels: Mapping[str, Level], squares: Mapping[str, str]):
         self.rule, self.source, self.chosen, self.squares = rule, rule.source, chosen, squares
         self.columns: dict[str, Column] = {}  # by expression
         self.statements = Statements()
@@ -48,7 +48,7 @@ class Expressions:
         self.env = {n: Value(ast.Name(n), Level.STAGED) for n in rule.schema}
         self.env |= {n: Value(ast.Constant(chosen[n]), Level.STAGED, True) for n, h in rule.schema.items() if h.boolean}
         for n in ("p", "g", *rule.state):
-            level = Level.MATRIX if n in squares else Level.REDUCED if n in numbers else Level.ELEMENT
+            level = levels.get(n, Level.ELEMENT)
             self.env[n] = Value(self.statements.add(self.local(n), None, level, buffer=n), level)
         if MATRIX in chosen:
             self.env[MATRIX] = Value(ast.Constant(chosen[MATRIX]), Level.STAGED, True)
@@ -66,7 +66,11 @@ class Expressions:
     def local(self, name: str) -> str:
         """What a name of the rule is called in the kernel: itself, unless the kernel uses that word."""
         taken = name in RESERVED or name in self.rule.schema or name in math.FUNCTIONS or name.endswith("_")
-        return f"{name}_" if taken or re.fullmatch(r"(k|x|total|matrix|scratch)\d+|\w+_at", name) else name
+        return (
+            f"{name}_"
+            if taken or re.fullmatch(r"(k|x|total|matrix|scratch|vector|partial|all)\d+|\w+_at", name)
+            else name
+        )
 
     def truth(self, test: ast.expr) -> bool | None:
         """The value of a test that is made of switches, else None."""
@@ -137,7 +141,7 @@ class Expressions:
                 node, f"uses the operator in `{ast.unparse(node)}`; expected one of {' '.join(_ARITHMETIC.values())}."
             )
         left, right = self.expr(node.left), self.expr(node.right)
-        level = max(left.level, right.level)
+        level = join(left.level, right.level)
         if level is Level.STAGED:
             power = right.node
             if (
@@ -174,7 +178,7 @@ class Expressions:
 
     def on_Compare(self, node: ast.Compare) -> Value:
         sides = [self.expr(e) for e in (node.left, *node.comparators)]
-        level = max(s.level for s in sides)
+        level = join(*(s.level for s in sides))
         operands = [s.node if level is Level.STAGED else self.number(s, level) for s in sides]
         if bad := [o for o in node.ops if isinstance(o, ast.Is | ast.IsNot | ast.In | ast.NotIn)]:
             self.source.refuse(node, f"compares with `{type(bad[0]).__name__}`; expected < <= > >= == !=.")
@@ -182,7 +186,7 @@ class Expressions:
 
     def on_BoolOp(self, node: ast.BoolOp) -> Value:
         values = [self.expr(v) for v in node.values]
-        level = max(v.level for v in values)
+        level = join(*(v.level for v in values))
         tests = [self.test(node, v, level) for v in values]
         if level is Level.STAGED:
             return Value(ast.BoolOp(node.op, tests), level, True)
@@ -195,7 +199,7 @@ class Expressions:
         if (chosen := self.folded(node)) is not node:
             return self.expr(chosen)
         asked, yes, no = self.expr(node.test), self.expr(node.body), self.expr(node.orelse)
-        level = max(asked.level, yes.level, no.level)
+        level = join(asked.level, yes.level, no.level)
         test = self.test(node, asked, level)
         if level is Level.STAGED:
             return Value(ast.IfExp(test, yes.node, no.node), level, yes.boolean and no.boolean)
@@ -212,7 +216,7 @@ class Expressions:
         if name == "size" or name in math.REDUCTIONS:
             return self.reduction(node, name)
         values = [self.expr(a) for a in node.args]
-        level = max(v.level for v in values)
+        level = join(*(v.level for v in values))
         if level is Level.STAGED:
             return Value(call(name, *(v.node for v in values)), level, name == "isfinite")
         if name == "square":

@@ -20,7 +20,7 @@ from fastopt.matrices import MatrixCall, MatrixFunction
 from fastopt.matrix_calls import MatrixCalls, squares
 from fastopt.passes import Pass, cut
 from fastopt.schema import Hyper, Rule
-from fastopt.statements import Level, Value
+from fastopt.statements import NUMBERS, VECTORS, Level, Value, join
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,23 @@ class Lowered:
     """A rule with its switches chosen, as text of scalar statements for one element."""
 
     state: tuple[str, ...]  # the states that exist with these switches
-    numbers: frozenset[str]  # those of them that are one float64 a parameter: no element takes part in them
+    levels: tuple[tuple[str, Level], ...]  # of those that are no buffer of the parameter's shape and dtype
     columns: tuple[Column, ...]
     passes: tuple[Pass, ...]
     functions: frozenset[str]  # what the statements on elements call
     number_functions: frozenset[str]  # what the statements on numbers call
     slots: int  # columns of `reduced`: the rule's totals, then every number
     square: tuple[tuple[str, str], ...]  # (state, "rows" or "columns"): those that are square matrices of that side
+
+    @property
+    def numbers(self) -> dict[str, Level]:
+        """State in float64, without elements -> REDUCED, ROW or COLUMN: a number per parameter, row or column."""
+        return {s: level for s, level in self.levels if level in NUMBERS}
+
+    @property
+    def shaped(self) -> bool:
+        """Does it look at rows or columns?"""
+        return bool(self.between)
 
     @property
     def squares(self) -> dict[str, str]:
@@ -54,7 +64,19 @@ class Lowered:
     @property
     def buffers(self) -> tuple[str, ...]:
         """Columns of the table of addresses."""
-        return ("p", "g", *(s for s in self.state if s not in self.squares), *self.scratch)
+        return ("p", "g", *(s for s in self.state if s not in self.squares), *self.scratch, *self.between)
+
+    @property
+    def between(self) -> dict[str, Level]:
+        """float64 buffers that live for a step -> ROW or COLUMN, what they have a value for; ELEMENT: not a buffer.
+
+        `vector<slot>` holds a number per row or column, `partial<total>` a chunk's part of the sums of columns;
+        instead of an address, "columns" is the length of a row and "step" that of a chunk, in elements.
+        """
+        vectors = [n for q in self.passes for n in q.numbers if n.level in VECTORS]
+        parts = {f"partial{n.total[0]}": n.level for n in vectors if n.total and n.total[1] == "column"}
+        plain = dict.fromkeys(("columns", "step"), Level.ELEMENT) if vectors else {}
+        return {**{n.vector: n.level for n in vectors}, **parts, **plain}
 
     @property
     def timed(self) -> int:
@@ -104,14 +126,13 @@ def check(rule: Rule) -> None:
 def lower(rule: Rule, chosen: tuple[tuple[str, bool], ...]) -> Lowered:
     """The rule with its switches `chosen`, as (name, truth) pairs in the order of `rule.switches`."""
     square = squares(rule.source, rule.state)
-    live, numbers = rule.state, frozenset(s for s in rule.state if rule.init.get(s) != "p" and s not in square)
+    live, levels = rule.state, {s: Level.REDUCED for s in rule.state if rule.init.get(s) != "p"}
+    levels |= {s: Level.MATRIX for s in square}
     while True:
-        lowering = _Lowering(rule, dict(chosen), live, numbers, square)
+        lowering = _Lowering(rule, dict(chosen), live, levels, square)
         lowered, read = lowering.run()
-        if (
-            lowering.wide
-        ):  # taken for numbers at first; the first look shows which states differ from element to element
-            numbers -= lowering.wide
+        if lowering.wider:  # taken for numbers at first; a look shows which states differ from element to element
+            levels |= lowering.wider
         elif read == live:
             return lowered
         else:
@@ -126,12 +147,12 @@ class _Lowering(MatrixCalls):
         rule: Rule,
         chosen: dict[str, bool],
         live: tuple[str, ...],
-        numbers: frozenset[str],
+        levels: Mapping[str, Level],
         square: Mapping[str, str],
     ):
-        super().__init__(rule, chosen, numbers, square)
-        self.live, self.numbers = live, numbers
-        self.wide: set[str] = set()
+        super().__init__(rule, chosen, levels, square)
+        self.live, self.levels = live, levels
+        self.wider: dict[str, Level] = {}
 
     def run(self) -> tuple[Lowered, tuple[str, ...]]:
         results = self.block(self.source.tree.body)
@@ -149,21 +170,25 @@ class _Lowering(MatrixCalls):
                     )
                 if name in self.live and name in self.writer:
                     finals[name] = self.writer[name]
-            elif unchanged:
-                self.wide |= {name} & self.numbers  # a state that others write: one element differs from the next
+            elif unchanged:  # a state that others write: one element differs from the next
+                if name in self.live and self.levels.get(name) in NUMBERS:
+                    self.wider[name] = Level.ELEMENT
             elif name == "p" or name in self.live:
-                value = self.expr(node)
-                self.wide |= {name} & self.numbers if value.level is Level.ELEMENT else set()
-                finals[name] = self.final(value, Level.REDUCED if name in self.numbers else Level.ELEMENT)
+                value, level = self.expr(node), self.levels.get(name, Level.ELEMENT)
+                if (wider := join(level, value.level)) is not level:
+                    self.wider[name] = wider
+                finals[name] = self.final(value, wider)
         lowered = Lowered(
             state=self.live,
-            numbers=self.numbers & set(self.live),
+            levels=tuple(
+                (s, self.levels[s]) for s in self.live if self.levels.get(s, Level.ELEMENT) is not Level.ELEMENT
+            ),
             columns=tuple(sorted(self.columns.values(), key=lambda c: c.timed)),
-            passes=() if self.wide else cut(self.statements, finals, len(self.slots), self.squares),
+            passes=() if self.wider else cut(self.statements, finals, len(self.slots), self.squares),
             functions=frozenset(self.functions[Level.ELEMENT]),
-            number_functions=frozenset(self.functions[Level.REDUCED]),
+            number_functions=frozenset(n for level in NUMBERS for n in self.functions[level]),
             square=tuple((n, side) for n, side in self.squares.items() if n in self.live),
-            slots=len(self.slots) + sum(s.level is Level.REDUCED for s in self.statements),
+            slots=len(self.slots) + sum(s.level in NUMBERS for s in self.statements),
         )
         return lowered, tuple(s for s in self.rule.state if s in self.read)
 

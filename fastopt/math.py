@@ -69,30 +69,34 @@ def where(condition: Any, a: Any, b: Any) -> Any:
     return np.where(condition, a, b) if isinstance(condition, np.ndarray) else (a if condition else b)
 
 
-def total(x: Any, over: str = "parameter") -> float:
-    """The sum of `x` over one parameter, in float64, or (`over="all"`) over all parameters of an optimizer.
+def total(x: Any, over: str = "parameter") -> Any:
+    """The sum of `x` in float64: over a "parameter", over "all" of an optimizer's, or in each "row" or "column".
 
     In a rule it ends a pass over memory: what depends on it is computed in the next one. A formula called with arrays
-    knows of one parameter only, so there both are the same.
+    knows of one parameter only, so there "parameter" and "all" are the same; sums of rows have shape (rows, 1), sums
+    of columns (1, columns), so that they broadcast.
     """
-    if over not in ("parameter", "all"):
-        raise ValueError(f"over is {over!r}; expected 'parameter' or 'all'.")
-    return float(np.sum(x, dtype=np.float64))
+    axes = {"parameter": None, "all": None, "row": 1, "column": 0}
+    if over not in axes:
+        raise ValueError(f"over is {over!r}; expected one of {', '.join(map(repr, axes))}.")
+    given = np.asarray(x)
+    result = np.sum(given, axis=axes[over], dtype=np.float64, keepdims=axes[over] is not None)
+    return float(result) if axes[over] is None else result
 
 
-def mean(x: Any, over: str = "parameter") -> float:
+def mean(x: Any, over: str = "parameter") -> Any:
     """The mean of `x`; see `total`."""
-    return total(x, over) / np.size(x)
+    return total(x, over) / {"row": np.shape(x)[-1:], "column": np.shape(x)[:1]}.get(over, (np.size(x),))[0]
 
 
-def norm(x: Any, over: str = "parameter") -> float:
+def norm(x: Any, over: str = "parameter") -> Any:
     """The Euclidean norm of `x`, squared in float64, so that no finite float32 overflows; see `total`."""
-    return _math.sqrt(total(np.square(x, dtype=np.float64), over))
+    return sqrt(total(np.square(x, dtype=np.float64), over))
 
 
-def rms(x: Any, over: str = "parameter") -> float:
+def rms(x: Any, over: str = "parameter") -> Any:
     """The root of the mean of the squares of `x`; see `norm`."""
-    return _math.sqrt(mean(np.square(x, dtype=np.float64), over))
+    return sqrt(mean(np.square(x, dtype=np.float64), over))
 
 
 def size(x: Any) -> int:

@@ -5,31 +5,40 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from fastopt.matrices import MatrixCall
-from fastopt.statements import Level, Statements
+from fastopt.statements import NUMBERS, Level, Statements
 
 
 @dataclass(frozen=True)
 class Number:
-    """A statement about one parameter, in float64, between two passes. Its value is kept in a slot of `reduced`."""
+    """A statement about a parameter, its rows or its columns, in float64, between two passes.
+
+    Its value is kept in a slot of `reduced`, or in a vector.
+    """
 
     name: str
     slot: int
-    text: str = ""  # the expression; "" for a total, a state, or the count of elements
-    total: tuple[int, str] | None = None  # (slot, over)
-    state: str = ""
+    level: Level
+    text: str  # the expression; "" for a total of elements, a state, or a count
+    total: tuple[int, str] | None  # (slot, over)
+    inner: Level  # ROW or COLUMN: `text` is summed over these
+    state: str
+
+    @property
+    def vector(self) -> str:
+        return f"vector{self.slot}"
 
 
 @dataclass(frozen=True)
 class Pass:
     """One look at every element: first numbers, then per element loads, statements, sums and stores."""
 
-    earlier: tuple[tuple[str, int], ...]  # (name, slot) of numbers of earlier passes that `numbers` read
+    earlier: tuple[Number, ...]  # those of earlier passes that `numbers` read
     numbers: tuple[Number, ...]
     kept: tuple[tuple[str, str], ...]  # (state, name) of the numbers that are states from now on
-    uses: tuple[tuple[str, int], ...]  # (name, slot) of the numbers that elements read
+    uses: tuple[Number, ...]  # those that elements read
     loads: tuple[tuple[str, str], ...]  # (local, buffer), in the order of the buffers
     body: tuple[str, ...]  # statements on locals
-    totals: tuple[tuple[int, str], ...]  # (slot, expression) to sum
+    totals: tuple[tuple[Number, str], ...]  # (the sum, what to sum)
     stores: tuple[tuple[str, str], ...]  # (buffer, expression)
     matrices: tuple[MatrixCall, ...]  # called after the pass, in this order; their operands are among the stores
 
@@ -42,7 +51,10 @@ def cut(statements: Statements, finals: Mapping[str, int], slots: int, squares: 
     """
     live = _reached(statements, finals.values())
     last = max(statements[k].depth - (statements[k].level is Level.MATRIX) for k in live)
-    slot = {k: slots + n for n, k in enumerate(k for k in live if statements[k].level is Level.REDUCED)}
+    numbers = {
+        k: Number(s.name, slots + n, s.level, ast.unparse(s.node) if s.node and not s.total else "", *s[5:8])
+        for n, (k, s) in enumerate((k, statements[k]) for k in live if statements[k].level in NUMBERS)
+    }
     elements = {b: k for b, k in finals.items() if statements[k].level is Level.ELEMENT and b not in squares}
     stored = {b: statements[k].depth for b, k in elements.items()}
     while True:
@@ -56,11 +68,11 @@ def cut(statements: Statements, finals: Mapping[str, int], slots: int, squares: 
         stored |= late
     return tuple(
         Pass(
-            *_numbers(statements, live, slot, finals, q),
-            uses=tuple((statements[k].name, slot[k]) for k in sorted(s.numbers)),
+            *_between(statements, numbers, finals, q),
+            uses=tuple(numbers[k] for k in sorted(s.numbers)),
             loads=s.loads(),
             body=s.body(),
-            totals=tuple((t.total[0], ast.unparse(t.node)) for t in s.totals if t.total and t.node),
+            totals=tuple((numbers[k], ast.unparse(node)) for k in s.totals if (node := statements[k].node)),
             stores=tuple((b, s.result(k)) for b, k in elements.items() if stored[b] == q)
             + tuple((m.matrix.scratch, ast.unparse(m.node)) for m in s.matrices if m.matrix and m.node),
             matrices=tuple(m.matrix for m in s.matrices if m.matrix),
@@ -88,18 +100,14 @@ def _roots(
     return [k for b, k in elements.items() if stored[b] == q], known
 
 
-def _numbers(
-    statements: Statements, live: list[int], slot: Mapping[int, int], finals: Mapping[str, int], q: int
-) -> tuple[tuple[tuple[str, int], ...], tuple[Number, ...], tuple[tuple[str, str], ...]]:
-    mine = [k for k in slot if statements[k].depth == q]
-    earlier = sorted({r for k in mine if not statements[k].total for r in statements[k].reads} - set(mine))
-    numbers = []
-    for k in mine:
-        s = statements[k]
-        text = ast.unparse(s.node) if s.node is not None and s.total is None else ""
-        numbers.append(Number(s.name, slot[k], text, s.total, s.buffer))
+def _between(
+    statements: Statements, numbers: Mapping[int, Number], finals: Mapping[str, int], q: int
+) -> tuple[tuple[Number, ...], tuple[Number, ...], tuple[tuple[str, str], ...]]:
+    """What is computed before pass q: the earlier numbers it needs, its own, and which of these become states."""
+    mine = [k for k in numbers if statements[k].depth == q]
+    earlier = {r for k in mine if not statements[k].total for r in statements[k].reads} - set(mine)
     kept = tuple((b, statements[k].name) for b, k in finals.items() if k in mine)
-    return tuple((statements[k].name, slot[k]) for k in earlier), tuple(numbers), kept
+    return tuple(numbers[k] for k in sorted(earlier)), tuple(numbers[k] for k in mine), kept
 
 
 class _Slice:
@@ -118,16 +126,16 @@ class _Slice:
         self.executed: set[int] = set()
         self.loaded: dict[int, str] = {}  # position -> buffer that holds its value
         self.overwritten: set[str] = set()  # buffers whose old value is needed, though an earlier pass replaced it
-        self.totals = [statements[k] for k in roots[1] if statements[k].total]
+        self.totals = [k for k in roots[1] if statements[k].total]
         self.matrices = [statements[k] for k in roots[1] if statements[k].matrix]
         final = {k: b for b, k in finals.items() if stored[b] < q and statements[k].node is not None}
-        todo = [*roots[0], *(r for known in (*self.totals, *self.matrices) for r in known.reads)]
+        todo = [*roots[0], *(r for k in roots[1] for r in statements[k].reads)]
         while todo:
             k = todo.pop()
             s = statements[k]
             if s.level is Level.MATRIX:
                 continue
-            if s.level is Level.REDUCED:
+            if s.level in NUMBERS:
                 self.numbers.add(k)
             elif s.matrix:
                 self.loaded[k] = s.matrix.scratch

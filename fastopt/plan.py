@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastopt import threads
+from fastopt import scratch, threads
 from fastopt import work as worklist
 from fastopt.errors import ConfigError
 from fastopt.groups import Settings
 from fastopt.lower import Lowered
 from fastopt.math import NUMBERS
-from fastopt.matrices import MatrixCall, MatrixFunction
-from fastopt.params import zeros
 from fastopt.schema import Rule
 from fastopt.targets import cpu, text
 
@@ -46,7 +44,8 @@ class Launch:
     addresses: np.ndarray
     hyper: np.ndarray
     reduced: tuple[np.ndarray, ...]  # what kernels with totals take besides: parameters, reduced, partials, lanes
-    products: list[list[_Product]]  # the calls of functions of matrices after each pass
+    temporary: list[dict[str, np.ndarray]]  # keeps alive what `addresses` points to
+    products: list[list[scratch.Product]]  # the calls of functions of matrices after each pass
     _fixed: list[list[Any] | None] = field(default_factory=list)  # values of the rows without schedules
     _version: int = -1  # of the settings they are from
 
@@ -83,18 +82,6 @@ class Launch:
             self.kernels[q](*arguments)
         for product in self.products[q]:
             product.run(self.hyper)
-
-
-class _Product(NamedTuple):
-    """A function of matrices and what it is called with, a parameter after the other."""
-
-    function: MatrixFunction
-    numbers: list[tuple[int, float]]  # (column of `hyper`, 0), or (-1, a literal)
-    operands: list[tuple[np.ndarray, list[np.ndarray], int]]  # the matrix, square states, row of `hyper`
-
-    def run(self, hyper: np.ndarray) -> None:
-        for x, states, row in self.operands:
-            self.function.run(x, states, [float(hyper[row, k]) if k >= 0 else value for k, value in self.numbers])
 
 
 @dataclass(eq=False)
@@ -152,27 +139,21 @@ def _launch(
     gradient: np.dtype,
 ) -> Launch:
     rows = {row: k for k, row in enumerate(dict.fromkeys((segments[k].row, missed[k]) for k in members))}
-    sizes = [segments[k].array.size for k in members]
-    work = worklist.chunks(sizes, members, [rows[segments[k].row, missed[k]] for k in members])
-    arrays = len(lowered.state) - len(lowered.numbers) - len(lowered.squares) + 1
-    large = sum(sizes) * (arrays * dtype.itemsize + gradient.itemsize) > cpu.PARALLEL_BYTES
+    arrays = [segments[k].array for k in members]
+    sizes, groups = [a.size for a in arrays], [rows[segments[k].row, missed[k]] for k in members]
+    work = worklist.chunks(sizes, members, groups, [scratch.step(lowered, a) for a in arrays])
+    buffers = len(lowered.state) - len(lowered.levels) + 1
+    large = sum(sizes) * (buffers * dtype.itemsize + gradient.itemsize) > cpu.PARALLEL_BYTES
     if large:
         threads.warn_if_forked()
     n_threads = threads.count() if large else 1
-    addresses = np.zeros((len(segments), len(lowered.buffers)), np.uint64)
-    scratch = {s: _scratch([segments[k].array for k in members]) for s in lowered.scratch}
-    for n, k in enumerate(members):
-        buffers = {"p": segments[k].array, **segments[k].state, **{s: views[n] for s, views in scratch.items()}}
-        addresses[k] = [0 if b == "g" else buffers[b].ctypes.data for b in lowered.buffers]
     tasks = worklist.tasks(work, n_threads)
-    names = text.names(lowered)
-
-    def product(call: MatrixCall) -> _Product:
-        numbers = [(names.index(c), 0.0) if c in names else (-1, float(c)) for c in call.numbers]
-        row = [rows[segments[k].row, missed[k]] for k in members]
-        states = [[segments[k].state[s] for s in call.states] for k in members]
-        return _Product(call.function, numbers, list(zip(scratch[call.scratch], states, row, strict=True)))
-
+    temporary = scratch.buffers(lowered, arrays)
+    addresses = np.zeros((len(segments), len(lowered.buffers)), np.uint64)
+    for k, mine in zip(members, temporary, strict=True):
+        known = {"p": segments[k].array, **segments[k].state, **mine}
+        table = scratch.plain(lowered, segments[k].array) | {b: a.ctypes.data for b, a in known.items()}
+        addresses[k] = [table[b] for b in lowered.buffers]
     return Launch(
         kernels=cpu.kernels(rule.name, lowered, dtype, gradient, n_threads > 1),
         parallel=n_threads > 1,
@@ -182,27 +163,12 @@ def _launch(
         work=work,
         addresses=addresses,
         hyper=np.zeros((len(rows), 1 + len(lowered.columns)), dtype),
-        reduced=_tables(lowered, work, sizes, len(tasks) - 1, reduced) if lowered.slots else (),
-        products=[[product(call) for call in q.matrices] for q in lowered.passes],
+        reduced=scratch.tables(lowered, work, arrays, len(tasks) - 1, reduced),
+        temporary=temporary,
+        products=scratch.products(
+            lowered, text.names(lowered), groups, [segments[k].state for k in members], temporary
+        ),
     )
-
-
-def _scratch(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """A view of each array's shape into one buffer."""
-    ends = np.cumsum([0, *(a.size for a in arrays)])
-    flat = zeros(int(ends[-1]), arrays[0].dtype)
-    return [flat[i:j].reshape(a.shape) for a, i, j in zip(arrays, ends, ends[1:], strict=False)]
-
-
-def _tables(
-    lowered: Lowered, work: np.ndarray, sizes: Sequence[int], n_tasks: int, reduced: np.ndarray
-) -> tuple[np.ndarray, ...]:
-    """What kernels with numbers take besides: see their signature in `targets.cpu`."""
-    first = np.flatnonzero(work[:, 0] == 0)
-    bounds = np.append(first, len(work))
-    parameters = np.stack([work[first, 2], work[first, 3], bounds[:-1], bounds[1:], sizes], axis=1).astype(np.uint64)
-    totals = 1 + max((k for q in lowered.passes for k, _ in q.totals), default=-1)
-    return parameters, reduced, np.zeros((len(work), totals)), np.zeros((n_tasks, totals, cpu.BLOCK))
 
 
 class _Stage(NamedTuple):

@@ -1,11 +1,19 @@
-"""Calls that look at all elements of a parameter: statements whose value is one number, known a pass later."""
+"""Calls that look at all elements of a parameter: statements whose value is a number, or one a row or column."""
 
 import ast
 from functools import cached_property
 
 from fastopt import math
 from fastopt.expressions import Expressions, call
-from fastopt.statements import Level, Value
+from fastopt.statements import VECTORS, Level, Value
+
+# What a reduction of elements gives, and the count that a mean divides by.
+_OVER = {
+    "parameter": (Level.REDUCED, "count"),
+    "all": (Level.REDUCED, ""),
+    "row": (Level.ROW, "columns"),
+    "column": (Level.COLUMN, "rows"),
+}
 
 
 class Reductions(Expressions):
@@ -15,32 +23,45 @@ class Reductions(Expressions):
         if name == "size":
             if not (isinstance(node.args[0], ast.Name) and node.args[0].id in ("p", "g", *self.rule.state)):
                 self.source.refuse(node, f"asks for `{ast.unparse(node)}`; expected size(p).")
-            return self.size()
-        over = node.args[1].value if len(node.args) == 2 and isinstance(node.args[1], ast.Constant) else "parameter"
-        if over not in ("parameter", "all") or (len(node.args) == 2 and not isinstance(node.args[1], ast.Constant)):
-            self.source.refuse(node, f"sums over `{ast.unparse(node.args[1])}`; expected 'parameter' or 'all'.")
+            return self.count("count")
+        over = self.over(node)
         value = self.expr(node.args[0])
-        if value.level is not Level.ELEMENT:
+        if value.level is not Level.ELEMENT and not (value.level in VECTORS and over == "parameter"):
             self.source.refuse(node, f"has `{ast.unparse(node)}`, of what is the same number for every element.")
-        summed = self.number(value, Level.ELEMENT)
+        level, divisor = _OVER[over]
+        summed = self.number(value, value.level)
         if name in ("norm", "rms"):  # float32 squares overflow; in float64 they are exact
-            x = self.hold(Value(summed, Level.ELEMENT)).node if not isinstance(summed, ast.Name) else summed
+            x = summed if isinstance(summed, ast.Name) else self.hold(Value(summed, value.level)).node
             summed = ast.BinOp(call("wide", x), ast.Mult(), call("wide", x))
-        slot = self.slots[node.lineno, node.col_offset]
-        result = Value(self.statements.add(f"total{slot}", summed, Level.REDUCED, (slot, over)), Level.REDUCED)
+        if value.level in VECTORS:
+            divisor = "rows" if value.level is Level.ROW else "columns"
+            result = Value(self.statements.add("x", summed, level, inner=value.level), level)
+        else:
+            slot = self.slots[node.lineno, node.col_offset]
+            result = Value(self.statements.add(f"total{slot}", summed, level, (slot, over)), level)
         if name in ("mean", "rms"):
-            if over == "all":
+            if not divisor:
                 self.source.refuse(node, f"has `{ast.unparse(node)}`; write total(..., 'all') and what to divide by.")
-            result = Value(ast.BinOp(result.node, ast.Div(), self.size().node), Level.REDUCED)
+            result = Value(ast.BinOp(result.node, ast.Div(), self.count(divisor).node), level)
         if name in ("norm", "rms"):
-            self.functions[Level.REDUCED].add("sqrt")
-            result = Value(call("sqrt", result.node), Level.REDUCED)
+            self.functions[level].add("sqrt")
+            result = Value(call("sqrt", result.node), level)
         return result
 
-    def size(self) -> Value:
-        if "count" not in self.statements.latest:
-            self.statements.add("count", None, Level.REDUCED)
-        return Value(ast.Name("count"), Level.REDUCED)
+    def over(self, node: ast.Call) -> str:
+        """What a reduction is over: the second argument, a text."""
+        if len(node.args) == 1:
+            return "parameter"
+        given = node.args[1]
+        if isinstance(given, ast.Constant) and given.value in _OVER:
+            return given.value
+        self.source.refuse(node, f"sums over `{ast.unparse(given)}`; expected one of {', '.join(map(repr, _OVER))}.")
+
+    def count(self, name: str) -> Value:
+        """The number of elements, rows or columns of the parameter."""
+        if name not in self.statements.latest:
+            self.statements.add(name, None, Level.REDUCED)
+        return Value(ast.Name(name), Level.REDUCED)
 
     @cached_property
     def slots(self) -> dict[tuple[int, int], int]:

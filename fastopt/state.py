@@ -13,6 +13,7 @@ from fastopt.groups import Settings
 from fastopt.lower import Lowered
 from fastopt.params import ALIGN, zeros
 from fastopt.plan import Segment
+from fastopt.statements import Level
 
 FORMAT = 1
 
@@ -21,7 +22,7 @@ def allocate(settings: Settings, owned: Sequence[np.ndarray]) -> tuple[list[Segm
     """A segment per parameter, and the flat buffers their states are views of, one per state and dtype."""
     lowered = [settings.lowered(k, a) for k, a in enumerate(owned)]
     for k, (name, low, a) in enumerate(zip(settings.names, lowered, owned, strict=True)):
-        if low.matrices and a.ndim != 2:
+        if (low.matrices or low.shaped) and a.ndim != 2:
             raise ConfigError(
                 f"parameter `{name}` of shape {a.shape} is no matrix, as `{settings.rule(k).name}` needs; give it a "
                 f"group with another rule: groups=[fastopt.Group({name!r}, rule=fastopt.adamw)]."
@@ -55,10 +56,16 @@ def _kind(name: str, lowered: Lowered, param: np.ndarray) -> tuple[np.dtype, tup
     """The dtype and the shape of a parameter's state; None if it has no such state."""
     if name not in lowered.state:
         return None
-    if name in lowered.numbers:
-        return np.dtype(np.float64), ()
-    if name in lowered.squares:
-        return param.dtype, (param.shape[lowered.squares[name] == "columns"],) * 2
+    wide = np.dtype(np.float64)
+    match dict(lowered.levels).get(name):
+        case Level.REDUCED:
+            return wide, ()
+        case Level.ROW:
+            return wide, (param.shape[0], 1)
+        case Level.COLUMN:
+            return wide, (1, param.shape[1])
+        case Level.MATRIX:
+            return param.dtype, (param.shape[lowered.squares[name] == "columns"],) * 2
     return param.dtype, param.shape
 
 

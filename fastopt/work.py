@@ -7,19 +7,24 @@ import numpy as np
 CHUNK = 1 << 14  # elements: 64 KiB of float32, far above a chunk's own cost (about 10 ns) and fine enough to share out
 
 
-def chunks(sizes: Sequence[int], segments: Sequence[int], rows: Sequence[int], chunk: int = CHUNK) -> np.ndarray:
+def chunks(
+    sizes: Sequence[int], segments: Sequence[int], rows: Sequence[int], chunk: int | Sequence[int] = CHUNK
+) -> np.ndarray:
     """uint64 (n_chunks, 4), columns lo, hi, segment, group: every segment cut into runs of at most `chunk` elements.
+
+    `chunk` may be given for each segment.
 
     `sizes`, `segments` and `rows` go together: a segment's length in elements, its row in the address table, its row
     in the hyper table. A chunk never straddles segments. An empty segment has one empty chunk, which counts
     its step.
     """
     size = np.asarray(sizes, np.int64)
-    count = np.maximum(1, -(-size // chunk))
+    length = np.broadcast_to(np.asarray(chunk, np.int64), size.shape)
+    count = np.maximum(1, -(-size // length))
     owner = np.repeat(np.arange(len(size)), count)
     first = np.repeat(np.cumsum(count) - count, count)
-    lo = (np.arange(len(owner)) - first) * chunk
-    hi = np.minimum(lo + chunk, size[owner])
+    lo = (np.arange(len(owner)) - first) * length[owner]
+    hi = np.minimum(lo + length[owner], size[owner])
     return np.stack([lo, hi, np.asarray(segments)[owner], np.asarray(rows)[owner]], axis=1).astype(np.uint64)
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import fastopt as fo
-from fastopt.math import ARITY, FUNCTIONS, NUMBERS, bias_correction
+from fastopt.math import ARITY, FUNCTIONS, NUMBERS, REDUCTIONS, bias_correction
 
-ONE = [n for n in FUNCTIONS if ARITY.get(n, 1) == 1 and n != "isfinite"]
+ELEMENTWISE = [n for n in FUNCTIONS if n not in (*REDUCTIONS, "size")]
+ONE = [n for n in ELEMENTWISE if n not in ARITY and n != "isfinite"]
 X = np.array([-3.0, -1.0, -0.5, -0.0, 0.0, 0.25, 0.7, 1.0, 2.5, 30.0, np.inf, -np.inf, np.nan])
 
 
@@ -59,13 +60,13 @@ def test_functions_of_several_arguments_agree_with_numpy(dtype):
         np.testing.assert_array_equal(opt.state[name], want, err_msg=name)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", ELEMENTWISE)
 def test_numbers_give_numbers_and_never_widen_an_array(name):
     if name == "where":
         assert fo.math.where(True, 1.0, 2.0) == 1.0
         assert fo.math.where(np.array([True, False]), np.float32([1, 2]), 0.0).dtype == np.float32
         return
-    arguments = [0.5] * ARITY.get(name, 1)
+    arguments = [0.5] * max(ARITY.get(name, (1,)))
     number = FUNCTIONS[name](*arguments)
     assert type(number) in (float, bool), "a NumPy scalar would widen a float32 array"
     array = FUNCTIONS[name](*(np.float32([a, a]) for a in arguments))
@@ -73,6 +74,24 @@ def test_numbers_give_numbers_and_never_widen_an_array(name):
     assert array[0] == pytest.approx(number, rel=1e-6)  # float32 has 7 digits
     assert NUMBERS[name](*arguments) == pytest.approx(number, rel=1e-15)
     assert FUNCTIONS[name].__name__ == name
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (3, 4)])
+def test_totals_of_arrays_are_float64(shape):
+    x = np.full(shape, 3e30, np.float32)  # its square overflows float32
+    wide = x.astype(np.float64)
+    for over in ("parameter", "all"):
+        assert fo.math.total(x, over) == wide.sum()
+        assert fo.math.mean(x, over) == wide.mean()
+        assert fo.math.norm(x, over) == pytest.approx(np.linalg.norm(wide), rel=1e-15)
+        assert fo.math.rms(x, over) == pytest.approx(3e30, rel=1e-7)
+    assert fo.math.size(x) == x.size
+    if x.ndim == 2:
+        np.testing.assert_array_equal(fo.math.mean(x, "row"), wide.mean(1, keepdims=True))
+        np.testing.assert_array_equal(fo.math.mean(x, "column"), wide.mean(0, keepdims=True))
+        np.testing.assert_allclose(fo.math.norm(x, "row"), np.sqrt(4.0) * 3e30 * np.ones((3, 1)), rtol=1e-7)
+    with pytest.raises(ValueError, match="over is 'rows'; expected one of 'parameter', 'all', 'row', 'column'"):
+        fo.math.total(x, "rows")
 
 
 def test_bias_correction_keeps_its_digits_near_one():

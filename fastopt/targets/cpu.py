@@ -1,7 +1,6 @@
 """The CPU target: a lowered rule printed as loops over chunks, which LLVM vectorises, and its launch."""
 
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -9,14 +8,13 @@ import numpy as np
 
 from fastopt import build
 from fastopt.lower import Lowered
-from fastopt.passes import Number, Pass
-from fastopt.targets import text
+from fastopt.passes import Pass
+from fastopt.statements import Level
+from fastopt.targets import loops, numbers, text
 
 # Bytes of parameters, gradients and state above which a step uses all threads. On idle cores a second one pays from
 # 1 MiB on, but on busy cores a parallel launch waits for the scheduler, milliseconds: there must be something to win.
 PARALLEL_BYTES = 1 << 22
-
-BLOCK = 256  # running sums side by side in float64, 2 KiB: no addition waits for the one before it
 
 # No fastmath flag at all: strict IEEE arithmetic gives the same bits on every CPU, thread count and split into chunks,
 # keeps NaN tests alive, and costs at most a tenth where data sits in cache, nothing where it comes from memory.
@@ -62,13 +60,12 @@ def {name}(tasks, work, addresses, hyper, clock, last{reduced_names}):
     for task in {range}(tasks.size - 1):
         for chunk in range(tasks[task], tasks[task + 1]):  # unsigned bounds, or the inner loop does not vectorise
             lo, hi, segment, group = work[chunk, 0], work[chunk, 1], work[chunk, 2], work[chunk, 3]{count}
-{unpack}
 {elements}{after}{done}
 """
 
 _REDUCED_TYPES = """
-        types.uint64[:, ::1],  # parameters: a row per segment; segment, group, its chunks' bounds, its elements
-        types.float64[:, ::1],  # reduced: a row per segment; its totals, then its numbers
+        types.uint64[:, ::1],  # parameters: a row each; segment, group, its chunks' bounds, elements, rows, columns
+        types.float64[:, ::1],  # reduced: a row per segment; its totals, then numbers
         types.float64[:, ::1],  # partials: a row per chunk; its totals
         types.float64[:, :, ::1],  # lanes: per task and total, the numbers of a block on their way into the sum"""
 
@@ -80,25 +77,6 @@ _DONE = """
     if last:
         clock[0] += 1
         clock[1] = 0"""
-
-_BLOCKS = """\
-            width = min(hi - lo, np.uint64({block}))
-            clear(lanes[task], width)
-            first = lo
-            while first < hi:
-                for i in range(first, min(first + width, hi)):
-{loop}
-                first += width
-{partial}"""
-
-_NUMBERS = """
-
-@njit
-def numbers_{name}(parameters, addresses, hyper, reduced):{everywhere}
-    for parameter in range(parameters.shape[0]):
-        segment, group = parameters[parameter, 0], parameters[parameter, 1]
-{lines}
-"""
 
 
 def source(rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype, parallel: bool = True) -> str:
@@ -112,7 +90,9 @@ def source(rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype, par
         imports=text.imports(lowered),
         numba="njit, prange, types" if parallel else "njit, types",
         pointers=", ".join(sorted({f"{d}_at" for d in of.values()})),
-        sums="from fastopt.targets.sums import clear, everywhere, fold, gather\n" if lowered.slots else "",
+        sums="from fastopt.targets.sums import add_columns, clear, clear_part, drain, everywhere, gather\n"
+        if lowered.slots
+        else "",
         dtype=dtype,
         wide="\nwide = np.float64  # numbers and sums" if lowered.slots else "",
         functions=text.functions(lowered, "@njit"),
@@ -127,69 +107,23 @@ def kernel_names(lowered: Lowered) -> list[str]:
 
 
 def _kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, np.dtype], parallel: bool) -> str:
-    dtype, is_last = of["p"], q is lowered.passes[-1]
-    loop = [f"{local} = {text.load(b, f'{b}_at[i]', of[b] != dtype)}" for local, b in q.loads]
-    loop += q.body
-    loop += [f"{b}_at[i] = {text.result(b, value)}" for b, value in q.stores]
-    sums = [f"lanes[task, {k}, i - first] += wide({value})" for k, value in q.totals]
-    touched = dict.fromkeys([b for _, b in q.loads] + [b for b, _ in q.stores])
-    unpack = _columns(lowered, [*loop, *sums], "{}")
-    unpack += [f"{n} = real(reduced[segment, {slot}])" for n, slot in q.uses]
-    unpack += [f"{b}_at = {of[b]}_at(addresses[segment, {lowered.buffers.index(b)}])" for b in touched]
-    if sums:
-        elements = _BLOCKS.format(
-            block=BLOCK,
-            loop=text.indent([*loop, *sums], 20),
-            partial=text.indent([f"partials[chunk, {k}] = fold(lanes[task, {k}], width)" for k, _ in q.totals], 12),
-        )
-    elif loop:
-        elements = text.indent(["for i in range(lo, hi):", *(f"    {line}" for line in loop)], 12)
-    else:
-        elements = ""
+    last = q is lowered.passes[-1]
+    gathered = [n.total[0] for n, _ in q.totals if n.total and n.level is Level.REDUCED]
     return _KERNEL.format(
         name=name,
         buffers=", ".join(of),
-        dtype=dtype,
+        dtype=of["p"],
         parallel=parallel,
         range="prange" if parallel else "range",
         reduced_types=_REDUCED_TYPES if lowered.slots else "",
         reduced_names=", parameters, reduced, partials, lanes" if lowered.slots else "",
-        numbers=_numbers(name, lowered, q) if q.numbers else "",
+        numbers=numbers.function(name, lowered, q) if q.numbers else "",
         before=f"\n    numbers_{name}(parameters, addresses, hyper, reduced)" if q.numbers else "",
-        count=_COUNT if is_last else "",
-        unpack=text.indent(unpack, 12),
-        elements=elements,
-        after="".join(f"\n    gather(parameters, partials, reduced, {k})" for k, _ in q.totals),
-        done=_DONE if is_last else "",
+        count=_COUNT if last else "",
+        elements=text.indent(loops.elements(lowered, q, of), 12),
+        after="".join(f"\n    gather(parameters, partials, reduced, {k})" for k in gathered),
+        done=_DONE if last else "",
     )
-
-
-def _columns(lowered: Lowered, lines: Iterable[str], form: str) -> list[str]:
-    """Reads of the columns of `hyper` that the lines name."""
-    words = {w for line in lines for w in re.findall(r"\w+", line)}
-    return [f"{n} = {form.format(f'hyper[group, {k}]')}" for k, n in enumerate(text.names(lowered)) if n in words]
-
-
-def _numbers(name: str, lowered: Lowered, q: Pass) -> str:
-    lines = _columns(lowered, [n.text for n in q.numbers], "wide({})")
-    lines += [f"{name} = reduced[segment, {slot}]" for name, slot in q.earlier]
-    for n in q.numbers:
-        lines += [f"{n.name} = {_number(lowered, n)}", f"reduced[segment, {n.slot}] = {n.name}"]
-    lines += [f"float64_at(addresses[segment, {lowered.buffers.index(s)}])[0] = {name}" for s, name in q.kept]
-    slots = dict.fromkeys(n.total[0] for n in q.numbers if n.total and n.total[1] == "all")
-    return _NUMBERS.format(
-        name=name,
-        everywhere="".join(f"\n    all{k} = everywhere(reduced, {k})" for k in slots),
-        lines=text.indent(lines, 8),
-    )
-
-
-def _number(lowered: Lowered, n: Number) -> str:
-    if n.total:
-        return f"all{n.total[0]}" if n.total[1] == "all" else f"reduced[segment, {n.total[0]}]"
-    if n.state:
-        return f"float64_at(addresses[segment, {lowered.buffers.index(n.state)}])[0]"
-    return text.wide(n.text, lowered) if n.text else "wide(parameters[parameter, 4])"
 
 
 @cache

@@ -17,8 +17,8 @@ def clear(lanes, width):
 
 
 @njit
-def fold(row, count):
-    """The sum of the first `count` numbers of a float64 row, which is overwritten; its length is a power of 2.
+def drain(row, count):
+    """The sum of the first `count` numbers of a float64 row, which are 0 afterwards; its length is a power of 2.
 
     Halves are added to halves: loops without a carried sum, so they vectorise, and with the same order of additions
     whatever the width of the vectors.
@@ -32,7 +32,10 @@ def fold(row, count):
         for i in range(half):
             row[i] += row[i + half]
         half >>= np.uint64(1)
-    return row[np.uint64(0)]
+    total = row[np.uint64(0)]
+    for i in range(count):
+        row[i] = 0.0
+    return total
 
 
 @njit
@@ -52,3 +55,21 @@ def everywhere(reduced, k):
     for segment in range(reduced.shape[0]):
         total += reduced[segment, k]
     return total
+
+
+@njit
+def clear_part(part, first, columns):
+    """Set a chunk's part of the sums of columns to 0."""
+    for j in range(columns):
+        part[first + j] = 0.0
+
+
+@njit
+def add_columns(part, total, parameter):
+    """The sums of the columns of a parameter: its chunks' parts, in order."""
+    columns = parameter[6]
+    for j in range(columns):
+        total[j] = 0.0
+    for chunk in range(parameter[3] - parameter[2]):
+        for j in range(columns):
+            total[j] += part[chunk * columns + j]

@@ -1,6 +1,7 @@
 """What the kernels of all targets share: the same columns, functions and statements, printed in another frame."""
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -10,8 +11,24 @@ from fastopt.lower import Lowered
 
 def dtypes(lowered: Lowered, dtype: np.dtype, gradient: np.dtype) -> dict[str, np.dtype]:
     """The element type of every buffer, p and g first."""
-    of = {b: np.dtype(np.float64) if b in lowered.numbers else dtype for b in lowered.buffers}
+    wide = np.dtype(np.float64)
+    of = {b: wide if b in lowered.numbers or b in lowered.between else dtype for b in lowered.buffers}
     return {**of, "g": gradient}
+
+
+def pointer(lowered: Lowered, buffer: str, dtype: np.dtype) -> str:
+    """Where a buffer of the parameter at hand begins."""
+    return f"{dtype}_at(addresses[segment, {lowered.buffers.index(buffer)}])"
+
+
+def words(lines: Iterable[str]) -> set[str]:
+    return {w for line in lines for w in re.findall(r"\w+", line)}
+
+
+def columns(lowered: Lowered, lines: Iterable[str], form: str) -> list[str]:
+    """Reads of the columns of `hyper` that the lines name."""
+    named = words(lines)
+    return [f"{n} = {form.format(f'hyper[group, {k}]')}" for k, n in enumerate(names(lowered)) if n in named]
 
 
 def names(lowered: Lowered) -> list[str]:
