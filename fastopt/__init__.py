@@ -20,7 +20,7 @@ from fastopt.minimize import minimize
 from fastopt.optimizer import Optimizer
 from fastopt.pack import pack
 from fastopt.rule import rule
-from fastopt.rules import adagrad, adam, adamw, lion, rmsprop, sgd
+from fastopt.rules import adagrad, adam, adamw, lion, rmsprop, sgd, sgld
 from fastopt.schema import Domain, Fraction, NonNegative, Rule
 from fastopt.scipy_bridge import scipy_method
 from fastopt.source import source
@@ -64,5 +64,6 @@ __all__ = [
     "scipy_method",
     "set_num_threads",
     "sgd",
+    "sgld",
     "source",
 ]

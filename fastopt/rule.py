@@ -12,6 +12,8 @@ from fastopt.schema import MATRIX, REQUIRED, Domain, Hyper, Rule
 _BY_NAME = {
     ("lr", "eps", "weight_decay", "momentum", "lr_decay", "initial_accumulator_value"): Domain(low=0.0),
     ("beta", "beta1", "beta2", "beta3"): Domain(low=0.0, high=1.0, open_high=True),
+    ("temperature",): Domain(low=0.0),
+    ("seed",): Domain(low=0.0, high=2.0**24 - 1, whole=True),  # float32 holds these
 }
 
 

@@ -5,6 +5,7 @@ from fastopt.rules.adam import adam, adamw
 from fastopt.rules.lion import lion
 from fastopt.rules.rmsprop import rmsprop
 from fastopt.rules.sgd import sgd
+from fastopt.rules.sgld import sgld
 from fastopt.schema import Rule
 
-CATALOGUE: dict[str, Rule] = {r.name: r for r in (sgd, adagrad, rmsprop, adam, adamw, lion)}
+CATALOGUE: dict[str, Rule] = {r.name: r for r in (sgd, adagrad, rmsprop, adam, adamw, lion, sgld)}
