@@ -30,8 +30,8 @@ LEARNING_RATES = {
     "lion": (1e-3, 3e-4),
     "sgld": (0.1, 0.1),
 }
-# The loss is a mean over 1,437 digits, so the posterior of all of them is that of temperature 1 / 1,437; this is colder.
-OTHERS: dict[str, dict[str, float]] = {"sgld": {"temperature": 1e-6}}
+# The loss is a mean over 1,437 digits, whose posterior is that of temperature 1 / 1,437; this is colder.
+OTHERS: dict[str, dict[str, Any]] = {"sgld": {"temperature": 1e-6}}
 
 
 @dataclass(frozen=True)
