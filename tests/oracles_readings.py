@@ -15,7 +15,7 @@ class Lazy(Oracle):
         return np.zeros_like(self.p)
 
 
-# ---- Keras: decay first, and the whole of lr in every buffer ----------------------------------------------------------
+# ---- Keras: decay first, and the whole of lr in every buffer ---------------------------------------------------------
 
 
 class Keras(Lazy):
@@ -102,7 +102,7 @@ class KerasFtrl(Keras):
         return self.p - np.where(inactive, 0.0, new)
 
 
-# ---- optax: chains of transformations of an update, which is then added to p ------------------------------------------
+# ---- optax: chains of transformations of an update, which is then added to p -----------------------------------------
 
 
 class Trace(Lazy):
@@ -127,9 +127,7 @@ class OptaxAdagrad(Lazy):
 
 
 class OptaxRMSProp(Trace):
-    def update(
-        self, g, *, lr, alpha, eps, initial_scale, eps_in_sqrt, centered, momentum, nesterov, bias_correction
-    ):
+    def update(self, g, *, lr, alpha, eps, initial_scale, eps_in_sqrt, centered, momentum, nesterov, bias_correction):
         if self.t == 1:
             self.v = np.full_like(self.p, initial_scale)
         self.v = alpha * self.v + (1 - alpha) * g**2

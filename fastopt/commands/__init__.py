@@ -6,7 +6,7 @@ from fastopt.schema import Rule
 
 
 def rule_named(name: str) -> Rule:
-    """A rule of the catalogue, or a reading such as keras.adam. Raises `ConfigError` that says which names there are."""
+    """A rule of the catalogue, or a reading such as keras.adam. Raises `ConfigError` with the names there are."""
     if name in CATALOGUE:
         return CATALOGUE[name]
     from fastopt.rules.readings import READINGS
