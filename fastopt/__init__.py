@@ -1,5 +1,8 @@
 """fastopt: optimizers for your own training loop. One formula per rule, compiled to fused kernels."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from fastopt import math, schedules
 from fastopt.callbacks import EarlyStopping, KeepBest, Restarts, Target
 from fastopt.data import Minibatches, minibatches
@@ -25,6 +28,9 @@ from fastopt.schema import Domain, Fraction, NonNegative, Rule
 from fastopt.scipy_bridge import scipy_method
 from fastopt.source import source
 from fastopt.threads import set_num_threads
+
+if TYPE_CHECKING:
+    from fastopt.rules import keras, optax
 
 __version__ = "0.1.0"
 
@@ -53,10 +59,12 @@ __all__ = [
     "adagrad",
     "adam",
     "adamw",
+    "keras",
     "lion",
     "math",
     "minibatches",
     "minimize",
+    "optax",
     "pack",
     "rmsprop",
     "rule",
@@ -67,3 +75,11 @@ __all__ = [
     "sgld",
     "source",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`fastopt.keras` and `fastopt.optax`, the readings of these libraries, are read when they are first asked for."""
+    if name not in ("keras", "optax"):
+        raise AttributeError(f"module 'fastopt' has no attribute {name!r}")
+    globals()[name] = module = import_module(f"fastopt.rules.{name}")
+    return module

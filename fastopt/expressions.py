@@ -155,7 +155,7 @@ class Expressions:
                 and isinstance(power.right, ast.Name)
                 and power.right.id == "t"
             ):
-                return Value(call("bias_correction", power.left, power.right), level)
+                return Value(call("bias_correction_", power.left, power.right), level)
             return Value(ast.BinOp(left.node, node.op, right.node), level)
         if isinstance(node.op, ast.Div) and right.level < level:  # a division per element becomes a product
             one = ast.Constant(1) if right.staged else call("real", ast.Constant(1))

@@ -127,7 +127,7 @@ def bias_correction(beta: float, t: int) -> float:
 NUMBERS: dict[str, Callable[..., Any]] = {
     **{n: getattr(_math, n) for n in LIBM},
     **_scope,
-    **{"abs": builtins.abs, "cbrt": _math.cbrt, "isfinite": _math.isfinite, "bias_correction": bias_correction},
+    **{"abs": builtins.abs, "cbrt": _math.cbrt, "isfinite": _math.isfinite, "bias_correction_": bias_correction},
 }
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     n: globals()[n] for n in (*LIBM, *SCALAR, "abs", "where", *REDUCTIONS, "size", "normal")
