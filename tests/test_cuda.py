@@ -1,6 +1,5 @@
 """The CUDA target without a GPU: the PTX of every rule is read, assembled, and executed against the CPU kernel."""
 
-import functools
 import itertools
 import re
 import shutil
@@ -12,7 +11,7 @@ import ptx as interpreter
 import pytest
 
 import fastopt as fo
-from fastopt import plan
+from fastopt import scratch
 from fastopt.errors import DeviceError
 from fastopt.lower import lower
 from fastopt.rules import CATALOGUE
@@ -121,7 +120,7 @@ def make(variant, dtypes, seed=0):
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("variant", VARIANTS, ids=label)
 def test_executed_ptx_has_the_bits_of_the_cpu(variant, dtypes, monkeypatch):
-    monkeypatch.setattr(plan.worklist, "chunks", functools.partial(plan.worklist.chunks, chunk=24))
+    monkeypatch.setattr(scratch, "CHUNK", 24)
     rule, chosen = variant
     params, grads, cpu = make(variant, dtypes)
     twin_params, twin_grads, twin = make(variant, dtypes)
