@@ -6,9 +6,7 @@ from fastopt.schema import NonNegative
 
 
 @rule
-def adopt(
-    p, g, m, v, *, lr=1e-3, beta1=0.9, beta2=0.9999, eps=1e-6, clip_exp: NonNegative = 0.25, weight_decay=0.0, t
-):
+def adopt(p, g, m, v, *, lr=1e-3, beta1=0.9, beta2=0.9999, eps=1e-6, clip_exp: NonNegative = 0.25, weight_decay=0.0, t):
     """ADOPT. Taniguchi et al. 2024, arXiv:2411.02853, Algorithm 2: clipped at (t - 1)^clip_exp.
 
     The first step fills v with g^2 and moves nothing. clip_exp = 0 does not clip (Algorithm 1). timm's clip_exp is

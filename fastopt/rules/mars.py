@@ -6,7 +6,9 @@ from fastopt.schema import NonNegative
 
 
 @rule
-def mars(p, g, m, v, prev, *, lr=3e-3, beta1=0.95, beta2=0.99, gamma: NonNegative = 0.025, eps=1e-8, weight_decay=0.0, t):
+def mars(
+    p, g, m, v, prev, *, lr=3e-3, beta1=0.95, beta2=0.99, gamma: NonNegative = 0.025, eps=1e-8, weight_decay=0.0, t
+):
     """MARS-AdamW. Yuan et al. 2024, arXiv:2411.10438, Algorithm 2, with the gradient of the step before as it was.
 
     That is the paper's approximate form: the exact one wants that gradient on the present batch. c is scaled down to

@@ -22,7 +22,7 @@ def nadam(
     decoupled_weight_decay=False,
     t,
 ):
-    """NAdam. Dozat 2016, Incorporating Nesterov Momentum into Adam, Algorithm 2, with the warm-up of mu it proposes.
+    """NAdam. Dozat 2016, Incorporating Nesterov Momentum into Adam, with the warm-up of mu it proposes.
 
     `product` is the product of all mu so far, a single float64 number that starts at 1. As in PyTorch, the exponent
     of 0.96 is t * momentum_decay, and weight decay is L2 unless `decoupled_weight_decay`. optax keeps mu at beta1.

@@ -7,7 +7,7 @@ from fastopt.schema import NonNegative
 
 @rule
 def qhm(p, g, m, *, lr=0.1, beta=0.999, nu: NonNegative = 0.7, weight_decay=0.0):
-    """QHM. Ma & Yarats 2018, arXiv:1810.06801, equations 3 and 4; m is the paper's g with a tilde.
+    """QHM. Ma & Yarats 2018, arXiv:1810.06801; m is the paper's g with a tilde.
 
     nu = 1 is momentum with dampening, nu = beta Nesterov's. The defaults of beta and nu are the paper's rule of thumb;
     (1 - beta) damps m, so that lr is about 1 / (1 - beta) times that of `sgd` with momentum. Weight decay is L2.
@@ -33,7 +33,7 @@ def qhadam(
     weight_decay=0.0,
     t,
 ):
-    """QHAdam. Ma & Yarats 2018, arXiv:1810.06801, section 4.3. nu1 = nu2 = 1 is Adam.
+    """QHAdam. Ma & Yarats 2018, arXiv:1810.06801. nu1 = nu2 = 1 is Adam.
 
     The defaults of beta1 and nu1 are the paper's advice; the authors' package starts from Adam's. Weight decay is L2.
     """

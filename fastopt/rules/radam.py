@@ -5,9 +5,7 @@ from fastopt.rule import rule
 
 
 @rule
-def radam(
-    p, g, m, v, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, decoupled_weight_decay=False, t
-):
+def radam(p, g, m, v, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, decoupled_weight_decay=False, t):
     """Rectified Adam. Liu et al. 2019, arXiv:1908.03265, Algorithm 2.
 
     While rho_t <= 5 the step is momentum alone, as in PyTorch; the paper says 4, optax >= 5. eps, which the paper

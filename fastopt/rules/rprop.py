@@ -18,7 +18,7 @@ def rprop(
     delta_min: NonNegative = 1e-6,
     delta_max: NonNegative = 50.0,
 ):
-    """Rprop. Riedmiller & Braun 1993, A Direct Adaptive Method for Faster Backpropagation Learning, figure 2.
+    """Rprop. Riedmiller & Braun 1993, A Direct Adaptive Method for Faster Backpropagation Learning.
 
     For gradients of the whole data. The step sizes `delta` start at lr, which has no effect later on. As in PyTorch,
     where the sign has changed the coordinate stays for a step and counts as new after it (the variant iRprop- of Igel
