@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fastopt as fo
-from fastopt.lower import lower
+from fastopt.lower import check, lower
 from fastopt.math import sqrt
 from fastopt.rules import CATALOGUE
 
@@ -240,6 +240,11 @@ def test_a_required_hyperparameter_is_asked_for():
 def test_a_switch_without_effect_is_refused():
     with pytest.raises(fo.ConfigError, match=r"`nesterov=True` has no effect with momentum=0\.0"):
         fo.sgd(np.ones(2), nesterov=True)
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_rule_of_the_catalogue_is_a_formula(name):
+    check(CATALOGUE[name])
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
