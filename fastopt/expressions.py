@@ -19,7 +19,8 @@ from fastopt.statements import Level, Statements, Value, join
 RESERVED = frozenset(
     "work hyper addresses tasks task chunk clock last lo hi segment group i scale "
     "real tiny flush kernel np njit prange types "
-    "parameters reduced partials lanes parameter first width row start rows columns j wide count clear fold".split()
+    "parameters reduced partials lanes parameter first width row start rows columns j wide count clear fold "
+    "a".split()  # a CUDA kernel calls the lanes of `a` `as`
 )
 _ARITHMETIC = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
 
