@@ -149,10 +149,10 @@ PAIRS = [
     of_kozistr(
         "laprop",
         "LaProp",
-        # there eps is under the root as well, and divided by the correction of bias
-        dict(**ADAM, eps=1e-30, weight_decay=0.1),
-        dict(**BETAS, eps=1e-30, weight_decay=0.1, foreach=False),
+        dict(**ADAM, weight_decay=0.1),  # eps is divided by the correction of bias there
+        dict(**BETAS, weight_decay=0.1, foreach=False),
         scheduled=False,
+        bound=1e-6,  # they add 1e-15 under the root
     ),
     of_kozistr(
         "qhm",
