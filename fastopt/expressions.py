@@ -20,7 +20,7 @@ RESERVED = frozenset(
     "work hyper addresses tasks task chunk clock last lo hi segment group i scale "
     "real tiny flush kernel np njit prange types "
     "parameters reduced partials lanes parameter first width row start rows columns j wide count clear fold "
-    "noise_key key".split()
+    "noise_key key a".split()  # a CUDA kernel calls the lanes of `a` `as`
 )
 _ARITHMETIC = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
 

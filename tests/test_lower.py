@@ -251,10 +251,13 @@ def test_every_rule_of_the_catalogue_is_a_formula(name):
 def test_source_reads_like_the_formula(name):
     text = fo.source(CATALOGUE[name])
     compile(text, name, "exec")
-    assert "prange" in text and "float64" not in text.replace("in float64", "")
-    assert max(map(len, text.splitlines())) <= 140
-    for state in lower(CATALOGUE[name], tuple((s, False) for s in CATALOGUE[name].switches)).state:
-        assert f"{state}_at[i] = flush({state})" in text
+    rule = CATALOGUE[name]
+    lowered = lower(rule, tuple((s, bool(rule.hyper[s])) for s in rule.switches))
+    assert "prange" in text and (lowered.slots or "float64" not in text.replace("in float64", ""))
+    # the expressions of columns are as long as the formula makes them
+    assert max(len(line) for line in text.splitlines() if not line.startswith("#")) <= 140
+    for buffer, value in (store for q in lowered.passes for store in q.stores if store[0] != "p"):
+        assert f"{buffer}_at[i] = flush({value})" in text
 
 
 def test_source_is_refused_for_what_is_not_there():

@@ -28,7 +28,7 @@ from fastopt.schema import Rule
 
 # One line a family, as in the docs.
 _ORDER = (
-    (signsgd, signum, sgd, sgld, qhm, asgd, rprop, lion, sophia),  # no second moment
+    (sgd, sgld, qhm, asgd, signsgd, signum, lion, sophia, rprop),  # no second moment
     (adagrad, rmsprop, adadelta, ftrl, madgrad),
     (adam, adamw, adamax, nadam, radam, adabelief, yogi, laprop, adopt, qhadam, ademamix, adan, mars),
 )

@@ -13,8 +13,8 @@ def mars(
 
     That is the paper's approximate form: the exact one wants that gradient on the present batch. c is scaled down to
     norm 1, per parameter, as in the authors' program, which gives MARS to matrices and AdamW to the rest (here:
-    `groups=[fo.Group("*.bias", rule=fo.adamw)]`). The first difference of gradients is 0, as in timm. Decay is
-    decoupled and multiplied by lr.
+    `groups=[fo.Group("*.bias", rule=fo.adamw)]`). The first difference of gradients is 0, as in timm; elsewhere it is
+    the gradient. Decay is decoupled and multiplied by lr.
     """
     d = g - prev if t > 1 else 0.0
     c = g + gamma * beta1 / (1 - beta1) * d
