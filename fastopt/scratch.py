@@ -9,7 +9,7 @@ from fastopt.lower import Lowered
 from fastopt.matrices import MatrixCall, MatrixFunction
 from fastopt.params import zeros
 from fastopt.statements import Level
-from fastopt.targets import loops
+from fastopt.targets import loops, text
 from fastopt.work import CHUNK
 
 
@@ -68,7 +68,7 @@ def tables(
     bounds = np.append(first, len(work))
     sizes = np.array([(a.size, *(a.shape if a.ndim == 2 else (0, 0))) for a in arrays])
     parameters = np.column_stack([work[first, 2:], bounds[:-1], bounds[1:], sizes]).astype(np.uint64)
-    totals = 1 + max((n.total[0] for q in lowered.passes for n, _ in q.totals if n.total), default=-1)
+    totals = text.totals(lowered)
     return parameters, reduced, np.zeros((len(work), totals)), np.zeros((n_tasks, totals, loops.BLOCK))
 
 
