@@ -42,7 +42,7 @@ def buffers(lowered: Lowered, arrays: Sequence[np.ndarray]) -> list[dict[str, np
     for name, level in lowered.between.items():
         if level is not Level.ELEMENT:
             sides = [a.shape[level is Level.COLUMN] for a in arrays]
-            parts = [-(-a.size // step(lowered, a)) if name.startswith("partial") else 1 for a in arrays]
+            parts = [max(1, -(-a.size // step(lowered, a))) if name.startswith("partial") else 1 for a in arrays]
             shapes[name] = [(n * k,) for n, k in zip(sides, parts, strict=True)]
     found: list[dict[str, np.ndarray]] = [{} for _ in arrays]
     for name, sizes in shapes.items():
