@@ -1,4 +1,4 @@
-"""What a pass does to an element on CUDA: a function, and the lines that call it for one element or 16 bytes of them."""
+"""What a pass does to an element on CUDA: a function, and the lines that call it for one element or several."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""What the CUDA target computes between two passes: a block per parameter, vectors strided over its threads, in float64.
+"""What the CUDA target computes between two passes, in float64: a block per parameter, its threads share the vectors.
 
-A thread meets the same rows and columns in every statement, so only sums over threads, and what thread 0 writes for all,
-need barriers.
+A thread meets the same rows and columns in every statement, so only sums over threads, and what thread 0 writes for
+all, need barriers.
 """
 
 from fastopt.lower import Lowered
