@@ -50,6 +50,15 @@ def test_what_everything_becomes():
     assert "gain" in {c.name for c in chosen(everything, gain=True).columns}
 
 
+@pytest.mark.parametrize("name", ["i", "hi", "scale", "k1", "i_"])
+def test_a_hyperparameter_may_have_the_name_of_a_word_of_the_kernel(name):
+    """A kernel that took `i` for its own would be wrong without a sign of it."""
+    rule = fo.rule(f"def f(p, g, *, {name}=0.5):\n    i = p - {name} * (g + (1 - {name}))\n    return i")
+    p = np.ones(5, np.float32)
+    rule(p).step(np.arange(5, dtype=np.float32))
+    assert p.tolist() == [1 - 0.5 * (k + 0.5) for k in range(5)]
+
+
 @pytest.mark.parametrize("on", [False, True])
 @pytest.mark.parametrize("gain", [0.0, 1.5])
 def test_the_kernel_of_everything_computes_what_the_function_does(on, gain):
