@@ -22,6 +22,7 @@ from fastopt.groups import Group
 from fastopt.minimize import minimize
 from fastopt.optimizer import Optimizer
 from fastopt.pack import pack
+from fastopt.rows import rows
 from fastopt.rule import rule
 from fastopt.rules import (
     adabelief,
@@ -110,6 +111,7 @@ __all__ = [
     "qhm",
     "radam",
     "rmsprop",
+    "rows",
     "rprop",
     "rule",
     "schedules",

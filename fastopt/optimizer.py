@@ -18,6 +18,7 @@ from fastopt.gradients import Gradients
 from fastopt.groups import Group, Settings
 from fastopt.pack import Packed
 from fastopt.schema import Rule
+from fastopt.touched import READINGS, Touched
 
 _T, _DIRTY, _STEPS = 0, 1, 2  # the clock: steps done, is one under way, then the steps of each parameter
 
@@ -40,6 +41,9 @@ class Optimizer:
             `fastopt.pack` returned. They stay yours: read and written at every step, never copied.
         device: "auto" follows the arrays; "cpu".
         groups: `Group`s; the first whose pattern matches a parameter's path holds for it.
+        sparse: what a step with a gradient of rows (see `rows`) means for the other rows. "lazy": nothing, they wait;
+            "exact": what a gradient of zeros would do, done when a row is touched next, or by `catch_up`; "row":
+            nothing, and t counts the steps of each row by itself.
         **hyper: the rule's hyperparameters, numbers or callables of the step t = 1, 2, ...; `maximize=True` ascends.
 
     Attributes:
@@ -50,12 +54,23 @@ class Optimizer:
     is allocated. State starts at 0 unless the rule says otherwise, and lives in 64-byte aligned buffers.
     """
 
-    def __init__(self, rule: Rule, params: Any, *, device: str = "auto", groups: Iterable[Group] = (), **hyper: Any):
+    def __init__(
+        self,
+        rule: Rule,
+        params: Any,
+        *,
+        device: str = "auto",
+        groups: Iterable[Group] = (),
+        sparse: str = "lazy",
+        **hyper: Any,
+    ):
         if not isinstance(rule, Rule):
             raise ConfigError(f"rule is a {type(rule).__name__}; expected a rule, such as fastopt.adamw.")
         if device not in ("auto", "cpu"):
             why = "this version has no CUDA target" if device == "cuda" else "expected 'auto' or 'cpu'"
             raise DeviceError(f"device is {device!r}; {why}.")
+        if sparse not in READINGS:
+            raise ConfigError(f"sparse is {sparse!r}; expected one of {', '.join(map(repr, READINGS))}.")
         tree, leaves = arrays.survey(params)
         names = tree.names()
         if twice := [n for n, count in Counter(names).items() if count > 1]:
@@ -70,6 +85,7 @@ class Optimizer:
         packed = params.grads if isinstance(params, Packed) and params.has_grads else None
         self._gradients = Gradients(tree, names, owned, frozen, [*owned, *flats], packed)
         self._plan: plan.Plan | None = None
+        self._reading, self._touched = sparse, dict[str, Touched]()
         self._lock = threading.Lock()
         self._leaves = () if packed is not None or tree.kind == "leaf" else leaves
         self._list = tree.reader()
@@ -120,10 +136,12 @@ class Optimizer:
         gradients, clock = self._gradients, self._clock
         if ready is None or ready.kinds != gradients.kinds or ready.epoch != threads.epoch:
             missed = (clock[_T] - clock[_STEPS:]).tolist()
-            ready = plan.build(self._settings, self._segments, gradients.kinds, missed)
+            ready = plan.build(self._settings, self._segments, gradients.kinds, missed, self._touched, self._reading)
             self._plan = None
+            if self._reading != "lazy":
+                gradients.by_rows |= self._touched.keys()
         for launch in ready.launches:
-            launch.addresses[:, 1] = gradients.addresses
+            launch.aim(gradients)
         self._plan = ready
         gradients.settle()
         return ready
@@ -174,11 +192,22 @@ class Optimizer:
             self._settings.update(pattern, hyper)
 
     # ---------------------------------------------------------------- state
+    def catch_up(self) -> None:
+        """With sparse="exact": bring all rows to the present, as whole gradients would. `state_dict` does so, too."""
+        with self._alone():
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        if self._clock[_DIRTY]:
+            self._torn()
+        if self._reading == "exact":
+            for touched in self._touched.values():
+                touched.launch.catch_up(self._clock)
+
     def state_dict(self) -> dict[str, Any]:
         """State, step counts and hyperparameters as plain dicts, numbers and copies of arrays. Parameters are yours."""
         with self._alone():
-            if self._clock[_DIRTY]:
-                self._torn()
+            self._catch_up()
             return state.save(self._settings, self._segments, self._clock)
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
