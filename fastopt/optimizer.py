@@ -80,19 +80,24 @@ class Optimizer:
         self.rule, self.params, self.names = rule, params, names
         self._settings = Settings(rule, hyper, groups, names, owned)
         self._segments, flats = state.allocate(self._settings, owned)
+        for segment in self._segments:
+            if sparse == "row" and segment.array.ndim:
+                segment.state[state.ROW_STEPS] = np.zeros(len(segment.array), np.int64)
         self._clock = np.zeros(_STEPS + len(owned), np.int64)
         frozen = [self._settings.frozen[row] for row in self._settings.of]
         packed = params.grads if isinstance(params, Packed) and params.has_grads else None
         self._gradients = Gradients(tree, names, owned, frozen, [*owned, *flats], packed)
         self._plan: plan.Plan | None = None
         self._reading, self._touched = sparse, dict[str, Touched]()
+        if sparse == "row":
+            self._gradients.by_rows |= {n for n, a in zip(names, owned, strict=True) if a.ndim}
         self._lock = threading.Lock()
         self._leaves = () if packed is not None or tree.kind == "leaf" else leaves
         self._list = tree.reader()
         self.state = MappingProxyType(
             {
                 s: tree.build(iter([x.state.get(s) for x in self._segments]))
-                for s in self._settings.states
+                for s in state.names_of(self._settings, self._segments)
                 if self._uses(s)
             }
         )
@@ -138,7 +143,7 @@ class Optimizer:
             missed = (clock[_T] - clock[_STEPS:]).tolist()
             ready = plan.build(self._settings, self._segments, gradients.kinds, missed, self._touched, self._reading)
             self._plan = None
-            if self._reading != "lazy":
+            if self._reading == "exact":
                 gradients.by_rows |= self._touched.keys()
         for launch in ready.launches:
             launch.aim(gradients)
@@ -219,6 +224,7 @@ class Optimizer:
         with self._alone():
             state.load(saved, self._settings, self._segments, self._clock)
             self._plan = None
+            self._touched.clear()  # what was saved had caught up
 
     def _replaced(self) -> NoReturn:
         now = self._list(self.params)

@@ -107,6 +107,7 @@ class RowsLaunch(Launch):
     name: str
     segment: int
     touched: Touched
+    places: dict[str, int]  # columns of `addresses`
     _n: int = 0
     _values: Sequence[Any] = ()
 
@@ -117,11 +118,12 @@ class RowsLaunch(Launch):
     def _point(self, **numbers: int) -> None:
         """Write the row of `addresses`, and share out what is touched."""
         for name, number in numbers.items():
-            self.addresses[self.segment, self.lowered.buffers.index(name)] = number
+            self.addresses[self.segment, self.places[name]] = number
         itemsize = (len(self.lowered.state) + 1) * self.kinds[0].itemsize + self.kinds[1].itemsize
         n_threads = _threads(self._n * self.touched.columns * itemsize)
-        self.parallel = n_threads > 1
-        self.kernels = cpu.kernels(self.rule.name, self.lowered, *self.kinds, self.parallel)
+        if self.parallel != n_threads > 1:
+            self.parallel = n_threads > 1
+            self.kernels = cpu.kernels(self.rule.name, self.lowered, *self.kinds, self.parallel)
         self.work, self.tasks = self.touched.chunks(self._n, self.segment, n_threads)
 
     @property
@@ -229,7 +231,10 @@ def _launches(
         elif kind:
             alike.setdefault((rule, low, segment.array.dtype, np.dtype(kind)), []).append(k)
     for k in apart:
-        touched.setdefault(settings.names[k], Touched(segments[k].array, reading))
+        array, steps = segments[k].array, segments[k].state.get("row_steps")
+        if settings.names[k] not in touched:
+            steps = np.zeros(len(array) if reading == "exact" else 0, np.int64) if steps is None else steps
+            touched[settings.names[k]] = Touched(array, reading, steps)
     # shared by the launches; rows of parameters that take no part stay 0
     slots = max((lowered.slots for _, lowered, *_ in (*alike, *apart.values())), default=0)
     reduced = np.zeros((len(segments), slots), np.float64)
@@ -237,9 +242,16 @@ def _launches(
     for k, which in apart.items():
         mine = touched[settings.names[k]]
         whole = vars(_launch(segments, [k], missed, reduced, *which, mine))
-        rule, low, *kinds = which
+        rule, low, dtype, gradient = which
         mine.launch = RowsLaunch(
-            **whole, rule=rule, lowered=low, kinds=tuple(kinds), name=settings.names[k], segment=k, touched=mine
+            **whole,
+            rule=rule,
+            lowered=low,
+            kinds=(dtype, gradient),
+            name=settings.names[k],
+            segment=k,
+            touched=mine,
+            places={name: column for column, name in enumerate(low.buffers)},
         )
         launches.append(mine.launch)
     return launches
