@@ -166,7 +166,7 @@ def test_rules_with_numbers_for_all_rows_step_rows_lazily(rule):
     rng = np.random.default_rng(3)
     w, like = np.ones((N, C), np.float32), np.ones((N, C), np.float32)
     opt, dense = rule(w), rule(like)
-    for t in range(5):
+    for _t in range(5):
         g = rng.normal(size=(N, C)).astype(np.float32)
         opt.step(fo.rows(np.arange(N), g))
         dense.step(g)
