@@ -48,6 +48,7 @@ class Expressions:
         self.functions: dict[Level, set[str]] = {level: set() for level in Level}  # what statements of a level call
         self.untouched = set(rule.state)  # states that still hold what the last step left
         self.read: set[str] = set()
+        self.doubts: list[tuple[ast.AST, str]] = []  # reasons to refuse, if no state turns out to be wider than taken
         self.env = {n: Value(ast.Name(n), Level.STAGED) for n in rule.schema}
         self.env |= {n: Value(ast.Constant(chosen[n]), Level.STAGED, True) for n, h in rule.schema.items() if h.boolean}
         for n in ("p", "g", *rule.state):

@@ -185,6 +185,8 @@ class _Lowering(MatrixCalls):
                 if (wider := join(level, value.level)) is not level:
                     self.wider[name] = wider
                 finals[name] = self.final(value, wider)
+        if self.doubts and not self.wider:
+            self.source.refuse(*self.doubts[0])
         lowered = Lowered(
             state=self.live,
             levels=tuple(
