@@ -1,5 +1,8 @@
 """fastopt: optimizers for your own training loop. One formula per rule, compiled to fused kernels."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from fastopt import math, schedules
 from fastopt.callbacks import EarlyStopping, KeepBest, Restarts, Target
 from fastopt.data import Minibatches, minibatches
@@ -43,6 +46,7 @@ from fastopt.rules import (
     rmsprop,
     rprop,
     sgd,
+    sgld,
     signsgd,
     signum,
     sophia,
@@ -52,6 +56,9 @@ from fastopt.schema import Domain, Fraction, NonNegative, Rule
 from fastopt.scipy_bridge import scipy_method
 from fastopt.source import source
 from fastopt.threads import set_num_threads
+
+if TYPE_CHECKING:
+    from fastopt.rules import keras, optax
 
 __version__ = "0.1.0"
 
@@ -88,6 +95,7 @@ __all__ = [
     "adopt",
     "asgd",
     "ftrl",
+    "keras",
     "laprop",
     "lion",
     "madgrad",
@@ -96,6 +104,7 @@ __all__ = [
     "minibatches",
     "minimize",
     "nadam",
+    "optax",
     "pack",
     "qhadam",
     "qhm",
@@ -107,9 +116,18 @@ __all__ = [
     "scipy_method",
     "set_num_threads",
     "sgd",
+    "sgld",
     "signsgd",
     "signum",
     "sophia",
     "source",
     "yogi",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`fastopt.keras` and `fastopt.optax`, the readings of these libraries, are read when they are first asked for."""
+    if name not in ("keras", "optax"):
+        raise AttributeError(f"module 'fastopt' has no attribute {name!r}")
+    globals()[name] = module = import_module(f"fastopt.rules.{name}")
+    return module

@@ -29,6 +29,7 @@ DTYPES = {"f4": (F4, F4), "f8": (F8, F8), "f4-f8": (F4, F8), "f8-f4": (F8, F4)}
 VARIANTS = [
     (rule, tuple(zip(rule.switches, truth, strict=True)))
     for rule in CATALOGUE.values()
+    if rule is not fo.sgld
     for truth in itertools.product((False, True), repeat=len(rule.switches))
     if not lower(rule, tuple(zip(rule.switches, truth, strict=True))).slots  # the target has no totals and numbers yet
 ]

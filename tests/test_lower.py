@@ -39,7 +39,7 @@ def test_what_everything_becomes():
     low = chosen(everything)
     assert low.state == ("n", "k1"), "m is only read when `on`"
     columns = {c.name: c.expression for c in low.columns}
-    assert "1 - beta" in columns.values() and "lr / bias_correction(beta, t)" in columns.values()
+    assert "1 - beta" in columns.values() and "lr / bias_correction_(beta, t)" in columns.values()
     assert [c.timed for c in low.columns] == sorted(c.timed for c in low.columns)
     text = "\n".join(low.passes[0].body)
     assert "i_ = " in text and "lo_ = " in text and "k1_ = " in text, "the kernel's own words are left to it"
@@ -127,6 +127,7 @@ def test_what_is_no_formula_is_refused_where_it_is_declared(body):
         ("(p, g, *, lr, **other)", "takes `*other`"),
         ("(p, g, *, lr, t=1)", "gives `t` a default"),
         ("(p, g, *, lr='a')", "expected a number or a bool"),
+        ("(p, g, *, clip)", "has a hyperparameter `clip`, a function of fastopt.math; rename it"),
         ("(p, g, *, lr=-1.0)", "gives `lr` the default -1.0; expected a finite number >= 0"),
         ("(p, g, *, beta=1.0, lr)", "gives `beta` the default 1.0; expected a number in [0, 1)"),
         ("(p, g, *, groups, lr)", "names something `groups`"),

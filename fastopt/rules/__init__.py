@@ -20,6 +20,7 @@ from fastopt.rules.radam import radam
 from fastopt.rules.rmsprop import rmsprop
 from fastopt.rules.rprop import rprop
 from fastopt.rules.sgd import sgd
+from fastopt.rules.sgld import sgld
 from fastopt.rules.signs import signsgd, signum
 from fastopt.rules.sophia import sophia
 from fastopt.rules.yogi import yogi
@@ -27,7 +28,7 @@ from fastopt.schema import Rule
 
 # One line a family, as in the docs.
 _ORDER = (
-    (sgd, qhm, asgd, signsgd, signum, lion, sophia, rprop),  # no second moment
+    (sgd, sgld, qhm, asgd, signsgd, signum, lion, sophia, rprop),  # no second moment
     (adagrad, rmsprop, adadelta, ftrl, madgrad),
     (adam, adamw, adamax, nadam, radam, adabelief, yogi, laprop, adopt, qhadam, ademamix, adan, mars),
 )

@@ -72,8 +72,8 @@ def kernel(n_chunks, work, addresses, hyper):
 
 def source(rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype) -> str:
     """The text of the kernel of a lowered rule for parameters of `dtype` and gradients of another (or the same)."""
-    if lowered.slots:
-        raise DeviceError(f"`{rule}` has totals or states that are numbers; the CUDA target cannot run it yet.")
+    if lowered.slots or lowered.noises:
+        raise DeviceError(f"`{rule}` has totals, noise or states that are numbers; the CUDA target cannot run it yet.")
     (q,) = lowered.passes
     of = text.dtypes(lowered, dtype, gradient)
     names = text.names(lowered)
