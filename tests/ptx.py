@@ -17,6 +17,7 @@ _TYPES = {
     "s64": np.dtype("u8"),
     "b64": np.dtype("u8"),
 }
+_BITS = {"b32": np.uint32, "b64": np.uint64}
 _MASK = (1 << 64) - 1
 _INSTRUCTION = re.compile(r"(?:@(!?)(%p\d+)\s+)?([a-z][\w.]*)\s*(.*);")
 _OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+")
@@ -77,6 +78,10 @@ class Thread:
                     view[lane] = self.value(register)
                 else:
                     self.registers[register] = view[lane] if kind[0] == "f" else int(view[lane])
+        elif name == "mov" and kind in _BITS:  # the same bits in a register of another kind
+            x = self.value(a[1])
+            x = x.view(f"u{x.itemsize}") if isinstance(x, np.floating) else _BITS[kind](x)
+            self.registers[a[0]] = x.view(f"f{x.itemsize}") if a[0].startswith("%f") else int(x)
         else:
             self.registers[a[0]] = _OPERATIONS[name](op, *map(self.value, a[1:]))
 
@@ -122,6 +127,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "mov": lambda op, x: x,
     "cvta": lambda op, x: x,
     "cvt": _convert,
+    "copysign": lambda op, x, y: np.copysign(y, x),  # of the second the size, as in the manual of PTX
     "abs": lambda op, x: _rounded(op)(abs(x)),
     "neg": lambda op, x: _rounded(op)(-x),
     "sqrt": lambda op, x: _rounded(op)(np.sqrt(x)),

@@ -36,7 +36,7 @@ SETTINGS: dict[str, Setting] = {
     "sgld": Setting(0.1, 0.1, {"temperature": 1e-6}),
     "qhm": Setting(0.1, 0.1),
     "asgd": Setting(0.1, 0.1),
-    "signsgd": Setting(1e-3, 1e-3),
+    "signsgd": Setting(5e-3, 1e-3),
     "signum": Setting(1e-3, 3e-4),
     "lion": Setting(1e-3, 3e-4),
     "sophia": Setting(1e-3, 3e-4),  # without estimates of the Hessian, so that it steps by signs
