@@ -73,7 +73,8 @@ def rule(
         switches=lower.switches(source, schema) + (MATRIX,) * matrix,
         timed=timed,
     )
-    lower.check(made)
+    if not str(source.function.__module__).startswith("fastopt.rules."):
+        lower.check(made)  # our own are checked by their tests, or importing fastopt would take as long again
     return made
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fastopt as fo
-from fastopt.lower import lower
+from fastopt.lower import check, lower
 from fastopt.math import sqrt
 from fastopt.rules import CATALOGUE
 
@@ -48,6 +48,15 @@ def test_what_everything_becomes():
     assert chosen(everything, on=True).state == ("m", "n", "k1")
     assert "gain" not in {c.name for c in low.columns}
     assert "gain" in {c.name for c in chosen(everything, gain=True).columns}
+
+
+@pytest.mark.parametrize("name", ["i", "hi", "scale", "k1", "i_"])
+def test_a_hyperparameter_may_have_the_name_of_a_word_of_the_kernel(name):
+    """A kernel that took `i` for its own would be wrong without a sign of it."""
+    rule = fo.rule(f"def f(p, g, *, {name}=0.5):\n    i = p - {name} * (g + (1 - {name}))\n    return i")
+    p = np.ones(5, np.float32)
+    rule(p).step(np.arange(5, dtype=np.float32))
+    assert p.tolist() == [1 - 0.5 * (k + 0.5) for k in range(5)]
 
 
 @pytest.mark.parametrize("on", [False, True])
@@ -240,6 +249,11 @@ def test_a_required_hyperparameter_is_asked_for():
 def test_a_switch_without_effect_is_refused():
     with pytest.raises(fo.ConfigError, match=r"`nesterov=True` has no effect with momentum=0\.0"):
         fo.sgd(np.ones(2), nesterov=True)
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_rule_of_the_catalogue_is_a_formula(name):
+    check(CATALOGUE[name])
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
