@@ -23,8 +23,8 @@ from fastopt.minimize import minimize
 from fastopt.optimizer import Optimizer
 from fastopt.pack import pack
 from fastopt.rule import rule
-from fastopt.rules import adagrad, adam, adamw, lion, rmsprop, sgd, sgld
-from fastopt.schema import Domain, Fraction, NonNegative, Rule
+from fastopt.rules import adagrad, adam, adamw, lion, rmsprop, schedule_free_adamw, schedule_free_sgd, sgd, sgld
+from fastopt.schema import Domain, Fraction, NonNegative, OpenFraction, Rule
 from fastopt.scipy_bridge import scipy_method
 from fastopt.source import source
 from fastopt.threads import set_num_threads
@@ -50,6 +50,7 @@ __all__ = [
     "Minibatches",
     "NonFiniteError",
     "NonNegative",
+    "OpenFraction",
     "Optimizer",
     "Restarts",
     "Rule",
@@ -68,6 +69,8 @@ __all__ = [
     "pack",
     "rmsprop",
     "rule",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
     "schedules",
     "scipy_method",
     "set_num_threads",
