@@ -34,14 +34,20 @@ def attach(rule: Rule, view: Callable[..., Any] | str) -> Rule:
     keywords = (*rule.schema, *("t",) * timed, *(MATRIX,) * (MATRIX in rule.switches))
     tree = splice.define(source, rule.state, keywords, statements)
     seen = replace(rule, name=source.name, formula=source.function, source=replace(source, tree=tree), timed=timed)
+    return replace(rule, view=seen)
+
+
+def check(rule: Rule) -> None:
+    """Lower the view for every combination of switches once; raises `RuleError` for what is no view of the rule."""
+    if (view := rule.view) is None:
+        return
     for truth in itertools.product((False, True), repeat=len(rule.switches)):
         chosen = tuple(zip(rule.switches, truth, strict=True))
-        shown, own = lower(seen, chosen), lower(rule, chosen)
+        shown, own = lower(view, chosen), lower(rule, chosen)
         for state in shown.state:
             if state not in own.state or state in own.numbers or state in own.squares:
                 what = "is no buffer of the parameter's shape" if state in own.state else "not every switch setting has"
-                source.refuse(source.tree, f"reads the state `{state}`, which {what}.")
-    return replace(rule, view=seen)
+                view.source.refuse(view.source.tree, f"reads the state `{state}`, which {what}.")
 
 
 def _of_state(rule: Rule, state: str) -> Formula:

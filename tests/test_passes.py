@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 import fastopt as fo
+from fastopt import scratch
+from fastopt.lower import lower
 from fastopt.math import maximum, mean, norm, rms, sign, size, sqrt, total, where
 
 SHAPES = [(1, 1), (3, 5), (1, 300), (300, 1), (257, 131), (70, 1000)]
@@ -170,6 +172,13 @@ def test_empty_matrices_have_totals_of_zero(shape):
     with np.errstate(all="ignore"):
         for rule in (trust, factored, by_rows):
             rule(p).step(np.ones(shape, np.float32))
+
+
+def test_the_one_chunk_of_an_empty_matrix_has_its_part_of_the_sums_of_columns():
+    lowered = lower(factored, ())
+    (mine,) = scratch.buffers(lowered, [np.ones((0, 3), np.float32)])
+    (part,) = [a for n, a in mine.items() if n.startswith("partial")]
+    assert part.size == 3, "the kernel clears it"
 
 
 @pytest.mark.parametrize(

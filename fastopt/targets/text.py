@@ -31,6 +31,11 @@ def columns(lowered: Lowered, lines: Iterable[str], form: str) -> list[str]:
     return [f"{n} = {form.format(f'hyper[group, {k}]')}" for k, n in enumerate(names(lowered)) if n in named]
 
 
+def totals(lowered: Lowered) -> int:
+    """How many columns `partials` has."""
+    return 1 + max((n.total[0] for q in lowered.passes for n, _ in q.totals if n.total), default=-1)
+
+
 def names(lowered: Lowered) -> list[str]:
     """Names of the columns of `hyper`, in order."""
     return ["scale", *(c.name for c in lowered.columns)]
