@@ -272,3 +272,13 @@ def test_a_view_that_is_no_formula_of_the_rule_is_refused(view):
     with pytest.raises(fo.RuleError) as caught:
         fo.rule(text, view=view)
     assert BAD[view] in str(caught.value)
+
+
+def test_asgd_shows_its_average():
+    params = tree()
+    opt = fo.asgd(params, lr=0.1, t0=1.0)
+    for k in range(5):
+        opt.step(tree(seed=k))
+    with opt.averaged() as shown:
+        for n, p in shown.items():
+            assert p.tobytes() == opt.state["ax"][n].tobytes()
