@@ -58,6 +58,7 @@ from fastopt.schema import Domain, Fraction, NonNegative, OpenFraction, Rule
 from fastopt.scipy_bridge import scipy_method
 from fastopt.source import source
 from fastopt.threads import set_num_threads
+from fastopt.wrappers import cautious, clip_value, grokfast
 
 if TYPE_CHECKING:
     from fastopt.rules import keras, optax
@@ -97,7 +98,10 @@ __all__ = [
     "ademamix",
     "adopt",
     "asgd",
+    "cautious",
+    "clip_value",
     "ftrl",
+    "grokfast",
     "keras",
     "laprop",
     "lion",

@@ -64,7 +64,7 @@ def rule(
     if not isinstance(name, str) or not name.isprintable():  # it stands in a comment of the generated code
         raise RuleError(f"the name of a rule is {name!r}; expected a printable text.")
     source = replace(read(function), title=name)
-    state, schema, timed, matrix = _signature(source)
+    state, schema, timed, matrix = signature(source)
     unknown = [n for n in init or {} if n not in state]
     if unknown:
         source.refuse(source.tree, f"gives a start for `{unknown[0]}`, which is not one of its states {list(state)}.")
@@ -90,7 +90,8 @@ def rule(
     return made
 
 
-def _signature(source: Formula) -> tuple[tuple[str, ...], dict[str, Hyper], bool, bool]:
+def signature(source: Formula) -> tuple[tuple[str, ...], dict[str, Hyper], bool, bool]:
+    """The states, the hyperparameters, and whether it takes `t` and `matrix`. Raises `RuleError`."""
     positional, keyword = [], {}
     for q in inspect.signature(source.function, eval_str=True).parameters.values():
         if q.kind in (q.VAR_POSITIONAL, q.VAR_KEYWORD):

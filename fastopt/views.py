@@ -14,13 +14,14 @@ from fastopt.lower import lower
 from fastopt.schema import MATRIX, Rule
 
 
-def attach(rule: Rule, view: Callable[..., Any] | str) -> Rule:
+def attach(rule: Rule, view: Callable[..., Any] | str | Formula) -> Rule:
     """The rule with a view: `(p, *some states, *, some hyperparameters[, t]) -> x`, or the name of a state.
 
     Raises `RuleError` for what is no such formula.
     """
-    source = _of_state(rule, view) if isinstance(view, str) and view.isidentifier() else read(view)
-    source = replace(source, title=f"{rule.name}.view")
+    if not isinstance(view, Formula):
+        view = _of_state(rule, view) if isinstance(view, str) and view.isidentifier() else read(view)
+    source = replace(view, title=f"{rule.name}.view")
     timed = _check(rule, source)
     if changed := splice.assigned(source.tree) & {*rule.state, *rule.schema}:
         source.refuse(source.tree, f"assigns to `{min(changed)}`, which belongs to the rule; choose another name.")
@@ -35,6 +36,11 @@ def attach(rule: Rule, view: Callable[..., Any] | str) -> Rule:
     tree = splice.define(source, rule.state, keywords, statements)
     seen = replace(rule, name=source.name, formula=source.function, source=replace(source, tree=tree), timed=timed)
     return replace(rule, view=seen)
+
+
+def again(rule: Rule, old: Rule) -> Rule:
+    """A rule that has the states and hyperparameters of another, with its view."""
+    return rule if old.view is None else attach(rule, old.view.source.tree.origin)  # type: ignore[attr-defined]
 
 
 def check(rule: Rule) -> None:
