@@ -57,6 +57,8 @@ from fastopt.rules import (
     radam,
     rmsprop,
     rprop,
+    schedule_free_adamw,
+    schedule_free_sgd,
     sgd,
     sgld,
     signsgd,
@@ -65,10 +67,11 @@ from fastopt.rules import (
     sps,
     yogi,
 )
-from fastopt.schema import Domain, Fraction, NonNegative, Rule
+from fastopt.schema import Domain, Fraction, NonNegative, OpenFraction, Rule
 from fastopt.scipy_bridge import scipy_method
 from fastopt.source import source
 from fastopt.threads import set_num_threads
+from fastopt.wrappers import cautious, clip_value, grokfast
 
 if TYPE_CHECKING:
     from fastopt.rules import keras, optax
@@ -91,6 +94,7 @@ __all__ = [
     "Minibatches",
     "NonFiniteError",
     "NonNegative",
+    "OpenFraction",
     "Optimizer",
     "Restarts",
     "Rule",
@@ -110,9 +114,12 @@ __all__ = [
     "ademamix",
     "adopt",
     "asgd",
+    "cautious",
+    "clip_value",
     "dadapt_adam",
     "dog",
     "ftrl",
+    "grokfast",
     "keras",
     "lamb",
     "laprop",
@@ -137,6 +144,8 @@ __all__ = [
     "rows",
     "rprop",
     "rule",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
     "schedules",
     "scipy_method",
     "set_num_threads",

@@ -25,6 +25,7 @@ from fastopt.rules.qhm import qhadam, qhm
 from fastopt.rules.radam import radam
 from fastopt.rules.rmsprop import rmsprop
 from fastopt.rules.rprop import rprop
+from fastopt.rules.schedule_free import schedule_free_adamw, schedule_free_sgd
 from fastopt.rules.sgd import sgd
 from fastopt.rules.sgld import sgld
 from fastopt.rules.signs import signsgd, signum
@@ -40,5 +41,6 @@ _ORDER = (
     (adam, adamw, adamax, nadam, radam, adabelief, yogi, laprop, adopt, qhadam, ademamix, adan, mars),
     (lars, lamb, novograd, adam_mini, adafactor),  # totals of a parameter, its rows or columns
     (polyak, sps, adagrad_norm, dog, ldog, dadapt_adam, prodigy),  # totals of all parameters
+    (schedule_free_sgd, schedule_free_adamw),  # averages in place of a schedule
 )
 CATALOGUE: dict[str, Rule] = {rule.name: rule for family in _ORDER for rule in family}
