@@ -31,12 +31,14 @@ def section(rule: Rule) -> str:
     seen: set[tuple[str, ...]] = set()
     for truth in itertools.product((False, True), repeat=len(rule.switches)):
         chosen = tuple(zip(rule.switches, truth, strict=True))
-        state = lower(rule, chosen).state
+        lowered = lower(rule, chosen)
+        state = lowered.state
         if state not in seen:
             seen.add(state)
             on = ", ".join(n for n, v in chosen if v) or "-"
             names = ", ".join(state) or "none"
-            lines.append(f"| {on} | {names} | {4 * len(state)} | {4 * (3 + 2 * len(state))} |")
+            n, squares = len(state) - len(lowered.square), " + squares" * bool(lowered.square)
+            lines.append(f"| {on} | {names} | {4 * n}{squares} | {4 * (3 + 2 * n)}{squares} |")
     return "\n".join(lines)
 
 

@@ -50,7 +50,7 @@ class Case:
         return "-".join([self.rule, *(n for n, v in self.hyper.items() if v is True)])
 
 
-MODULES = ["oracles_core", "oracles_elementwise", "oracles_readings"]
+MODULES = ["oracles_core", "oracles_elementwise", "oracles_readings", "oracles_matrices"]
 
 
 def cases() -> list[Case]:

@@ -1,7 +1,7 @@
 """What fastopt is measured against: the same rules in plain NumPy, as the formula and by hand, and in torch."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -12,10 +12,16 @@ from fastopt.schema import Rule
 Step = Callable[[], object]
 
 
-def numpy_naive(rule: Rule, p: np.ndarray, g: np.ndarray, state: Sequence[str], **given: Any) -> Step:
-    """The formula applied to whole arrays, as one writes it first: a temporary per operation."""
+def numpy_naive(
+    rule: Rule, p: np.ndarray, g: np.ndarray, state: Sequence[str] | Mapping[str, np.ndarray], **given: Any
+) -> Step:
+    """The formula applied to whole arrays, as one writes it first: a temporary per operation.
+
+    `state`: the names of the states there are, which start at 0, or what they start as.
+    """
     h, steps = rule.hyper | given, count(1)
-    now = [p, *(np.zeros_like(p) if name in state else np.zeros((), p.dtype) for name in rule.state)]
+    start = {s: np.array(state[s]) if isinstance(state, Mapping) else np.zeros_like(p) for s in state}
+    now = [p, *(start.get(name, np.zeros((), p.dtype)) for name in rule.state)]
 
     def step() -> None:
         new = rule.formula(now[0], g, *now[1:], **h, **({"t": next(steps)} if rule.timed else {}))

@@ -12,8 +12,11 @@ from fastopt.commands import picture
 from fastopt.commands.bench import duration, interleave
 from fastopt.commands.models import Dataset, Network
 from fastopt.commands.peers import numpy_naive
+from fastopt.groups import Group
+from fastopt.lower import of_matrices
 from fastopt.minimize import Result, minimize
 from fastopt.progress import need
+from fastopt.rules import adamw
 from fastopt.schema import Rule
 
 HIDDEN = {"softmax": (), "mlp": (128,)}
@@ -29,9 +32,12 @@ LEARNING_RATES = {
     "adamw": (5e-3, 3e-3),
     "lion": (1e-3, 3e-4),
     "sgld": (0.1, 0.1),
+    "muon": (5e-3, 5e-3),
+    "shampoo": (0.1, 0.1),
+    "soap": (3e-3, 3e-3),
 }
 # The loss is a mean over 1,437 digits, whose posterior is that of temperature 1 / 1,437; this is colder.
-OTHERS: dict[str, dict[str, Any]] = {"sgld": {"temperature": 1e-6}}
+OTHERS: dict[str, dict[str, Any]] = {"sgld": {"temperature": 1e-6}, "shampoo": {"interval": 10, "eps": 0.1}}
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ def contest(
                 params,
                 (data.x, data.y),
                 rule=rule,
+                groups=vectors(rule, params),
                 lr=rate,
                 **OTHERS.get(rule.name, {}),
                 batch_size=min(batch_size, len(data.x)),
@@ -87,6 +94,12 @@ def contest(
                 raise KeyboardInterrupt
             rows.append(_row(model, data, network, result, rate, batch_size))
     return rows
+
+
+def vectors(rule: Rule, params: dict[str, Any]) -> list[Group]:
+    """Biases are no matrices: a rule of matrices leaves them to AdamW."""
+    rate = learning_rate(adamw, "mlp")
+    return [Group(n, rule=adamw, lr=rate) for n, p in params.items() if p.ndim != 2 and of_matrices(rule)]
 
 
 def _report(watch: Callable[[str, Rule, Run], Any], model: str, rule: Rule, run: Run) -> None:
@@ -115,8 +128,14 @@ def race(rule: Rule, params: dict[str, Any], grads: dict[str, Any], **hyper: Any
     On copies of `params`, in turns, medians over the turns. The NumPy side keeps its state in the loop and binds the
     new arrays to the old names: the plain way to write it.
     """
-    optimizer = rule({name: p.copy() for name, p in params.items()}, **hyper)
-    plain = [numpy_naive(rule, p.copy(), grads[name], tuple(optimizer.state), **hyper) for name, p in params.items()]
+    groups = vectors(rule, params)
+    optimizer = rule({name: p.copy() for name, p in params.items()}, groups=groups, **hyper)
+    own = {g.pattern: (adamw, g.hyper) for g in groups}
+    plain = []
+    for name, p in params.items():
+        which, values = own.get(name, (rule, hyper))
+        state = {s: of[name] for s, of in optimizer.state.items() if of[name] is not None}
+        plain.append(numpy_naive(which, p.copy(), grads[name], state, **values))
 
     def numpy_step() -> None:
         for step in plain:

@@ -14,6 +14,7 @@ from fastopt.rules.laprop import laprop
 from fastopt.rules.lion import lion
 from fastopt.rules.madgrad import madgrad
 from fastopt.rules.mars import mars
+from fastopt.rules.muon import muon
 from fastopt.rules.nadam import nadam
 from fastopt.rules.qhm import qhadam, qhm
 from fastopt.rules.radam import radam
@@ -21,7 +22,9 @@ from fastopt.rules.rmsprop import rmsprop
 from fastopt.rules.rprop import rprop
 from fastopt.rules.sgd import sgd
 from fastopt.rules.sgld import sgld
+from fastopt.rules.shampoo import shampoo
 from fastopt.rules.signs import signsgd, signum
+from fastopt.rules.soap import soap
 from fastopt.rules.sophia import sophia
 from fastopt.rules.yogi import yogi
 from fastopt.schema import Rule
@@ -31,5 +34,6 @@ _ORDER = (
     (sgd, sgld, qhm, asgd, signsgd, signum, lion, sophia, rprop),  # no second moment
     (adagrad, rmsprop, adadelta, ftrl, madgrad),
     (adam, adamw, adamax, nadam, radam, adabelief, yogi, laprop, adopt, qhadam, ademamix, adan, mars),
+    (muon, shampoo, soap),  # of matrices
 )
 CATALOGUE: dict[str, Rule] = {rule.name: rule for family in _ORDER for rule in family}
