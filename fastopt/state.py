@@ -24,7 +24,7 @@ def allocate(settings: Settings, owned: Sequence[np.ndarray]) -> tuple[list[Segm
     """A segment per parameter, and the flat buffers their states are views of, one per state and dtype."""
     lowered = [settings.lowered(k, a) for k, a in enumerate(owned)]
     for k, (name, low, a) in enumerate(zip(settings.names, lowered, owned, strict=True)):
-        if (low.matrices or low.shaped) and a.ndim != 2:
+        if low.sided and a.ndim != 2:
             raise ConfigError(
                 f"parameter `{name}` of shape {a.shape} is no matrix, as `{settings.rule(k).name}` needs; give it a "
                 f"group with another rule: groups=[fastopt.Group({name!r}, rule=fastopt.adamw)]."
