@@ -1,0 +1,65 @@
+"""What a torch tensor is to a kernel: memory it can walk through, memory to copy first, or none of its business."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from fastopt.errors import ConfigError, DeviceError
+
+KINDS = {torch.float32: "f", torch.float64: "d", torch.complex64: "f", torch.complex128: "d"}
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def ordinary(x: torch.Tensor) -> bool:
+    """Is it strided CPU memory of a dtype that kernels know, with its numbers as they stand there?"""
+    return (
+        isinstance(x, _PLAIN)
+        and type(x).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+        and x.device.type == "cpu"
+        and x.layout is torch.strided
+        and x.dtype in KINDS
+        and not x.is_conj()
+        and not x.is_neg()
+    )
+
+
+def check_device(params: Sequence[torch.Tensor], name: str) -> None:
+    """Raise `DeviceError` for the first parameter that is not in CPU memory."""
+    for k, p in enumerate(params):
+        if p.device.type not in ("cpu", "meta"):
+            raise DeviceError(
+                f"fastopt.torch.{name}: parameter {k} of shape {tuple(p.shape)} is on `{p.device}`; this version has "
+                "no CUDA target. Keep the parameters on the CPU, or use torch's own class for them."
+            )
+
+
+def view(x: torch.Tensor, *, shaped: bool) -> np.ndarray | None:
+    """The memory of an ordinary tensor as a C-contiguous array; None where it has gaps.
+
+    Complex numbers are pairs. Unless `shaped`, axes may come in another order, as in the format channels_last.
+    """
+    x = x.detach()
+    if x.is_complex():
+        x = torch.view_as_real(x)
+    if not x.is_contiguous() and not shaped:
+        strides = x.stride()
+        x = x.permute(sorted(range(x.dim()), key=lambda d: (-strides[d], -x.shape[d])))
+    return x.numpy() if x.is_contiguous() else None
+
+
+def overlapping(arrays: Sequence[np.ndarray]) -> bool:
+    """Do two of them share memory?"""
+    spans = sorted((a.ctypes.data, a.nbytes) for a in arrays if a.size)
+    return any(start + n > after for (start, n), (after, _) in zip(spans, spans[1:], strict=False))
+
+
+def adopt(value: torch.Tensor, like: torch.Tensor, what: str) -> torch.Tensor:
+    """A state tensor as kernels can update it beside `like`: itself, or a copy in `like`'s dtype and layout."""
+    if value.shape != like.shape:
+        raise ConfigError(f"{what} has shape {tuple(value.shape)}; expected {tuple(like.shape)}.")
+    if ordinary(value) and value.dtype == like.dtype and value.stride() == like.stride():
+        return value
+    return torch.empty_like(like, requires_grad=False).copy_(value.detach())
