@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import chain
-from operator import attrgetter, itemgetter
+from operator import attrgetter, is_, itemgetter
 from typing import Any, ClassVar
 
 import torch
@@ -55,8 +56,8 @@ class Fast(torch.optim.Optimizer):
 
     kind: ClassVar[Kind]
     _engine: Engine | None = None
-    _flat: list[Any] | None = None  # per parameter its gradient, once `use_flat_grads` was called
-    _buffers: list[torch.Tensor]
+    _flat: Sequence[torch.Tensor] = ()  # per parameter its gradient, once `use_flat_grads` was called
+    _buffers: Sequence[torch.Tensor] = ()  # the memory of those
 
     def _own_state(self) -> None:
         self.state = States(self.state)
@@ -69,6 +70,40 @@ class Fast(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         tensors.check_device(self.param_groups[-1]["params"], type(self).__name__)
+        if self._flat:
+            self.use_flat_grads()
+
+    def use_flat_grads(self) -> None:
+        """Keep all gradients in one buffer per dtype, of which every `p.grad` is a view from now on.
+
+        `backward` adds into them, `zero_grad` fills the buffers with zeros whatever `set_to_none` says, and a step
+        need not look for addresses. A parameter that a loss does not reach then has a gradient of 0, not None: it is
+        stepped, and decays. Raises `ConfigError`, and changes nothing, if a parameter is none that kernels can step.
+        """
+        params = list(chain.from_iterable(map(_params, self.param_groups)))
+        for p in params:
+            if not tensors.ordinary(p) or (p.grad is not None and p.grad.layout is not torch.strided):
+                raise ConfigError(
+                    f"use_flat_grads: a parameter of shape {tuple(p.shape)} and dtype {p.dtype} on `{p.device}` cannot "
+                    "have its gradient in a buffer; expected dense float32, float64 or complex tensors in CPU memory."
+                )
+        flat, self._buffers = tensors.flat_like(params)
+        for p, g in zip(params, flat, strict=True):
+            if p.grad is not None:
+                g.copy_(p.grad.detach())
+            p.grad = g
+        self._flat, self._engine = flat, None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's; after `use_flat_grads`, gradients become 0 and stay where they are."""
+        if not self._flat:
+            return super().zero_grad(set_to_none)
+        for buffer in self._buffers:
+            buffer.zero_()
+        params = list(chain.from_iterable(map(_params, self.param_groups)))
+        if not all(map(is_, map(_grad, params), self._flat)):
+            for p, g in zip(params, self._flat, strict=True):
+                p.grad = g
 
     def state_dict(self) -> dict[str, Any]:
         before = getattr(self.state, "touched", True)
@@ -90,7 +125,7 @@ class Fast(torch.optim.Optimizer):
         if hasattr(self, "found_inf") and not self._unscaled(given):
             return loss
         engine = self._engine
-        if engine is None or not engine.fits(groups, self.state, given):
+        if engine is None or not engine.fits(groups, self.state, given, self._flat):
             self._engine = None  # whatever fails from here on, the next step looks again
             if type(self.state) is not States:
                 self._own_state()

@@ -108,6 +108,7 @@ class Engine:
         self._counted = [c.tobytes() for c in self._counts]
         return steps
 
+    _flat: Sequence[torch.Tensor] | None = None  # those that addresses point to
     _counts: Sequence[np.ndarray] = ()
     _counted: Sequence[bytes] = ()
 
@@ -165,8 +166,13 @@ class Engine:
         return True
 
     # ---------------------------------------------------------------- does it fit?
-    def fits(self, groups: Sequence[dict[str, Any]], state: Any, given: list[Any]) -> bool:
-        """Can `run` be called? Takes over new values of hyperparameters and new addresses of gradients."""
+    def fits(
+        self, groups: Sequence[dict[str, Any]], state: Any, given: Sequence[Any], flat: Sequence[torch.Tensor]
+    ) -> bool:
+        """Can `run` be called? Takes over new values of hyperparameters and new addresses of gradients.
+
+        `flat`: the gradients that the optimizer itself has laid out, if it has; those are not replaced in place.
+        """
         if state is not self._state or groups is not self._groups or len(groups) != len(self._read):
             return False
         everyone = list(chain.from_iterable(map(_params, groups)))
@@ -185,7 +191,12 @@ class Engine:
             if list(map(_by_torch, groups)) != self._by_torch or not self._rows.update(groups):
                 return False
             self._raw, self._in_tensors = raw, _any_tensor(raw)
-        seen = self._seen
+        if flat and all(map(is_, given, flat)):
+            if self._flat is flat:
+                return True
+            self._flat = flat if self._take(given) and not self._temporary else None
+            return self._flat is flat
+        self._flat, seen = None, self._seen
         if seen is not None and all(map(is_, map(call, seen), given)):
             if list(map(_pointer, self._live(given))) == self._at and list(map(is_, given, repeat(None))) == self._none:
                 return True

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from fastopt.errors import ConfigError, DeviceError
+from fastopt.params import ALIGN
 
 KINDS = {torch.float32: "f", torch.float64: "d", torch.complex64: "f", torch.complex128: "d"}
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -63,3 +64,18 @@ def adopt(value: torch.Tensor, like: torch.Tensor, what: str) -> torch.Tensor:
     if ordinary(value) and value.dtype == like.dtype and value.stride() == like.stride():
         return value
     return torch.empty_like(like, requires_grad=False).copy_(value.detach())
+
+
+def flat_like(params: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Zeros shaped and laid out as `params`, and the buffers, one a dtype, that they are views of."""
+    found: dict[int, torch.Tensor] = {}
+    buffers = []
+    for dtype in dict.fromkeys(p.dtype for p in params):
+        members = [k for k, p in enumerate(params) if p.dtype == dtype]
+        line = ALIGN // dtype.itemsize
+        ends = np.cumsum([0, *(-(-params[k].numel() // line) * line for k in members)]).tolist()
+        buffers.append(torch.zeros(ends[-1], dtype=dtype))
+        for k, start in zip(members, ends, strict=False):
+            like = torch.empty_like(params[k], device="meta")  # without the gaps that the parameter may have
+            found[k] = buffers[-1].as_strided(like.shape, like.stride(), start)
+    return [found[k] for k in range(len(params))], buffers
