@@ -5,10 +5,10 @@ Classes that torch has, too, inherit from it: signature, checks, messages and ch
 
 import torch
 
-from fastopt.rules import lion
+from fastopt.rules import adabelief, adopt, lamb, lars, lion, novograd, prodigy, yogi
 from fastopt.torch.base import Fast
 from fastopt.torch.make import from_rule
-from fastopt.torch.table import KINDS
+from fastopt.torch.table import KINDS, MOMENTS
 
 
 class SGD(Fast, torch.optim.SGD):
@@ -41,6 +41,71 @@ class AdamW(Fast, torch.optim.AdamW):
     kind = KINDS["AdamW"]
 
 
+class NAdam(Fast, torch.optim.NAdam):
+    """`torch.optim.NAdam` with fastopt's step."""
+
+    kind = KINDS["NAdam"]
+
+
+class RAdam(Fast, torch.optim.RAdam):
+    """`torch.optim.RAdam` with fastopt's step."""
+
+    kind = KINDS["RAdam"]
+
+
+class Adamax(Fast, torch.optim.Adamax):
+    """`torch.optim.Adamax` with fastopt's step."""
+
+    kind = KINDS["Adamax"]
+
+
+class Adadelta(Fast, torch.optim.Adadelta):
+    """`torch.optim.Adadelta` with fastopt's step."""
+
+    kind = KINDS["Adadelta"]
+
+
+class Rprop(Fast, torch.optim.Rprop):
+    """`torch.optim.Rprop` with fastopt's step."""
+
+    kind = KINDS["Rprop"]
+
+
+class ASGD(Fast, torch.optim.ASGD):
+    """`torch.optim.ASGD` with fastopt's step."""
+
+    kind = KINDS["ASGD"]
+
+
 Lion = from_rule(lion, "Lion", betas=True, state={"m": "exp_avg"})
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Lion", "RMSprop", "from_rule"]
+LAMB = from_rule(lamb, "LAMB", betas=True, state=MOMENTS)
+LARS = from_rule(lars, "LARS", state={"b": "momentum_buffer"})
+NovoGrad = from_rule(novograd, "NovoGrad", betas=True, state={"m": "exp_avg"})
+AdaBelief = from_rule(adabelief, "AdaBelief", betas=True, state={"m": "exp_avg", "s": "exp_avg_var"})
+Yogi = from_rule(yogi, "Yogi", betas=True, state=MOMENTS)
+ADOPT = from_rule(adopt, "ADOPT", betas=True, state=MOMENTS)
+Prodigy = from_rule(prodigy, "Prodigy", betas=True)
+
+__all__ = [
+    "ADOPT",
+    "ASGD",
+    "LAMB",
+    "LARS",
+    "SGD",
+    "AdaBelief",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Lion",
+    "NAdam",
+    "NovoGrad",
+    "Prodigy",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "Yogi",
+    "from_rule",
+]

@@ -13,6 +13,7 @@ from operator import attrgetter, call, is_, itemgetter
 from types import NoneType
 from typing import Any, cast
 from weakref import ref
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from fastopt import plan, threads
 from fastopt.errors import ConfigError
 from fastopt.torch import tensors
 from fastopt.torch.kind import Kind, Rows
-from fastopt.torch.part import adopt, part
+from fastopt.torch.part import adopt, part, start
 
 _params = itemgetter("params")
 _form = attrgetter("shape", "dtype", "is_cpu", "layout")
@@ -66,13 +67,13 @@ class Engine:
         self.others = [self._all[k] for k in self._foreign]
         self._live: Callable[[Sequence[Any]], Sequence[Any]] = _chooser(mine, len(given))
 
-        self._adopt_states(name, kind)
+        self._adopt_states(kind)
         self._params = [p.tensor for p in parts]
         self._pointers = list(map(_pointer, self._params))
         self._copied = [p for p in parts if p.copied]
         self._plan = self._planned(self._live(given)) if parts else None
 
-    def _adopt_states(self, name: str, kind: Kind) -> None:
+    def _adopt_states(self, kind: Kind) -> None:
         state = self._state
         began = []
         held: list[dict[str, Any]] = []
@@ -86,39 +87,52 @@ class Engine:
             if fresh and mine is None:
                 dict.__setitem__(state, p.tensor, fresh)
             held.append(fresh)
-        steps = self._count(held, kind) if kind.counted else [int(b) for b in began]
+        self._watched: list[np.ndarray] = []
+        self._counts: list[np.ndarray] = []
+        self._numbers: list[tuple[np.ndarray, np.ndarray]] = []
+        steps = [0 if mine["step"] is None else int(mine["step"]) for mine in held] if kind.counted else []
+        if kind.counted:
+            self._counts = [array for array, _ in self._share(held, "step", steps)]
+        for name in dict.fromkeys(n for p in self._parts for n in p.narrow):
+            having = [p for p in self._parts if name in p.narrow]
+            dicts = [h for p, h in zip(self._parts, held, strict=True) if name in p.narrow]
+            key = kind.key(name)
+            values = [start(p, self._rows, name) if h[key] is None else float(h[key]) for p, h in zip(having, dicts, strict=True)]
+            for narrow, members in self._share(dicts, key, values):
+                wide = narrow.astype(np.float64)
+                for i, k in enumerate(members):
+                    having[k].state[name] = wide[i, ...]
+                self._numbers.append((narrow, wide))
+        self._bytes = [w.tobytes() for w in self._watched]
+        steps = steps or [int(b) for b in began]
         self._clock = np.array([max(steps, default=0), 0, *steps], np.int64)
         self._dicts, self._held = list(dict.values(state)), held
         self._owned = [x for mine in held for x in mine.values()]
         self._owned_at = [x.data_ptr() for x in self._owned if isinstance(x, torch.Tensor)]
 
-    def _count(self, held: Sequence[dict[str, Any]], kind: Kind) -> list[int]:
-        """Make every `step` a view of one array, in which a step counts them all at once."""
-        wanted = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-        found = [mine["step"] for mine in held]
-        types = [x.dtype if isinstance(x, torch.Tensor) else wanted for x in found]
-        steps = [0 if x is None else int(x) for x in found]
-        self._counts = []
+    def _share(self, held: Sequence[dict[str, Any]], key: str, values: Sequence[float]) -> list[tuple[np.ndarray, list[int]]]:
+        """Make the numbers under `key` views of one array a dtype, so that a step writes them all at once."""
+        usual = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+        types = [x.dtype if isinstance(x := mine[key], torch.Tensor) else usual for mine in held]
+        found = []
         for dtype in dict.fromkeys(types):
             members = [k for k, d in enumerate(types) if d == dtype]
-            counts = torch.tensor([steps[k] for k in members], dtype=dtype).numpy()
+            array = torch.tensor([values[k] for k in members], dtype=dtype).numpy()
             for i, k in enumerate(members):
-                held[k]["step"] = torch.from_numpy(counts[i, ...])
-            self._counts.append(counts)
-        self._counted = [c.tobytes() for c in self._counts]
-        return steps
+                held[k][key] = torch.from_numpy(array[i, ...])
+            self._watched.append(array)
+            found.append((array, members))
+        return found
 
     _flat: Sequence[torch.Tensor] | None = None  # those that addresses point to
-    _counts: Sequence[np.ndarray] = ()
-    _counted: Sequence[bytes] = ()
 
     # ---------------------------------------------------------------- gradients
     def _planned(self, grads: Sequence[torch.Tensor]) -> plan.Plan:
         self._look(grads)
-        segments = [plan.Segment(p.array, p.row, p.lowered, p.state) for p in self._parts]
+        segments = [plan.Segment(p.array, p.row, p.lowered, p.state, crc32(b"%d" % k)) for k, p in enumerate(self._parts)]
         kinds = tuple(tensors.KINDS[g.dtype] for g in grads)
         missed = (self._clock[_T] - self._clock[_STEPS:]).tolist()
-        made = plan.build(cast(Any, self._rows), segments, kinds, missed)
+        made = plan.build(cast(Any, self._rows), segments, kinds, missed, {}, "lazy")
         self._aim(made, grads)
         return made
 
@@ -182,7 +196,7 @@ class Engine:
             return False
         if self._plan is not None and self._plan.epoch != threads.epoch:
             return False
-        if any(c.tobytes() != seen for c, seen in zip(self._counts, self._counted, strict=True)):
+        if any(w.tobytes() != seen for w, seen in zip(self._watched, self._bytes, strict=True)):
             return False  # somebody wrote into a `step`
         if state.touched and not self._owns():
             return False
@@ -227,10 +241,12 @@ class Engine:
         for p in self._copied:
             p.leave()
         torch.autograd.graph.increment_version(self._params)  # a graph that saved them must not go backward any more
-        if self._counts:
-            for counts in self._counts:
-                counts += 1
-            self._counted = [c.tobytes() for c in self._counts]
+        for counts in self._counts:
+            counts += 1
+        for narrow, wide in self._numbers:
+            narrow[:] = wide
+            wide[:] = narrow  # what a checkpoint holds is what the next step reads
+        self._bytes = [w.tobytes() for w in self._watched]
 
 
 def _known(p: torch.Tensor, g: torch.Tensor) -> bool:

@@ -11,6 +11,7 @@ import torch
 from fastopt import state as allocation
 from fastopt.errors import ConfigError
 from fastopt.lower import Lowered
+from fastopt.statements import Level
 from fastopt.torch import tensors
 from fastopt.torch.kind import Kind, Rows
 
@@ -25,6 +26,7 @@ class Part:
     memory: torch.Tensor
     array: np.ndarray
     state: dict[str, np.ndarray] = field(default_factory=dict)
+    narrow: list[str] = field(default_factory=list)  # single numbers that torch keeps in less than float64
 
     @property
     def copied(self) -> bool:
@@ -39,7 +41,7 @@ class Part:
 
 def part(p: torch.Tensor, rows: Rows, row: int) -> Part:
     lowered = rows.lowered(row, p.dim())
-    shaped = bool(lowered.shaped or lowered.matrices)
+    shaped = bool(lowered.sided)
     if shaped and (p.dim() != 2 or p.is_complex()):
         raise ConfigError(
             f"a parameter of shape {tuple(p.shape)} and dtype {p.dtype} is no real matrix, as "
@@ -55,11 +57,17 @@ def part(p: torch.Tensor, rows: Rows, row: int) -> Part:
 
 def adopt(mine: Part, kind: Kind, rows: Rows, held: dict[str, Any]) -> None:
     """Point `mine.state` into the tensors of `held`, which is `opt.state[p]`; those that are missing start."""
+    if kind.torch is not None:
+        mine.narrow = [s for s, level in mine.lowered.levels if level is Level.REDUCED]
     order = [s for s in kind.state if s in mine.lowered.state]
     for name in order + [s for s in mine.lowered.state if s not in order]:
-        key, like = kind.key(name), _like(mine, name)
+        key = kind.key(name)
+        if name in mine.narrow:
+            held.setdefault(key, None)
+            continue
+        like = _like(mine, name)
         if held.get(key) is None:
-            held[key] = _start(mine, rows, name, like)
+            held[key] = _begin(mine, rows, name, like)
         else:
             what = f"state `{key}` of a parameter of shape {tuple(mine.tensor.shape)}"
             held[key] = tensors.adopt(held[key], like, what)
@@ -78,11 +86,16 @@ def _like(mine: Part, name: str) -> torch.Tensor:
     return torch.from_numpy(np.empty(shape, dtype))
 
 
-def _start(mine: Part, rows: Rows, name: str, like: torch.Tensor) -> torch.Tensor:
-    start = rows.rules[mine.row].init.get(name, 0.0)
-    if start == "p":
+def start(mine: Part, rows: Rows, name: str) -> Any:
+    """The number a state starts at, or "p"."""
+    value = rows.rules[mine.row].init.get(name, 0.0)
+    return rows.value(mine.row, value) if isinstance(value, str) and value != "p" else value
+
+
+def _begin(mine: Part, rows: Rows, name: str, like: torch.Tensor) -> torch.Tensor:
+    value = start(mine, rows, name)
+    if value == "p":
         return torch.empty_like(like).copy_(mine.tensor.detach())
-    value = rows.value(mine.row, start) if isinstance(start, str) else start
     made = torch.zeros_like(like, memory_format=torch.preserve_format)
     if value:
         target = torch.view_as_real(made) if made.is_complex() else made
