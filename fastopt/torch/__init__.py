@@ -77,8 +77,13 @@ class ASGD(Fast, torch.optim.ASGD):
     kind = KINDS["ASGD"]
 
 
-Lion = from_rule(lion, "Lion", betas=True, state={"m": "exp_avg"})
+class Muon(Fast, torch.optim.Muon):
+    """`torch.optim.Muon` with fastopt's step, which makes matrices orthogonal in their own dtype, not in bfloat16."""
 
+    kind = KINDS["Muon"]
+
+
+Lion = from_rule(lion, "Lion", betas=True, state={"m": "exp_avg"})
 LAMB = from_rule(lamb, "LAMB", betas=True, state=MOMENTS)
 LARS = from_rule(lars, "LARS", state={"b": "momentum_buffer"})
 NovoGrad = from_rule(novograd, "NovoGrad", betas=True, state={"m": "exp_avg"})
@@ -100,6 +105,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "Lion",
+    "Muon",
     "NAdam",
     "NovoGrad",
     "Prodigy",

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain
 from operator import attrgetter, is_, itemgetter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -111,7 +111,7 @@ class Fast(torch.optim.Optimizer):
         if not before and not self._optimizer_state_dict_pre_hooks and not self._optimizer_state_dict_post_hooks:
             # nobody but us has looked; the tensors are the live ones, as torch's are
             saved["state"] = {k: dict(v) if isinstance(v, dict) else v for k, v in saved["state"].items()}
-            self.state.touched = False
+            cast(States, self.state).touched = False
         return saved
 
     def step(self, closure: Any = None) -> Any:
@@ -143,7 +143,9 @@ class Fast(torch.optim.Optimizer):
             return False
         if scale is not None:
             with torch.no_grad():
-                torch._foreach_mul_([g for g in given if g is not None], 1.0 / float(scale))
+                for g in given:
+                    if g is not None:
+                        g.mul_(1.0 / float(scale))
         return True
 
     def _by_torch(self, params: list[torch.Tensor]) -> None:

@@ -54,6 +54,7 @@ class Engine:
         self._by_torch = list(map(_by_torch, groups))
         live = [k for k, none in enumerate(self._none) if not none]
         mine = [k for k in live if not self._by_torch[of[k]] and _known(self._all[k], given[k])]
+        mine = [k for k in mine if not (kind.real and self._all[k].is_complex() and kind.torch)]
         rows = self._rows = Rows(kind, groups, [of[k] for k in mine])
         parts = [part(self._all[k], rows, of[k]) for k in mine]
         if tensors.overlapping([p.array for p in parts]):
@@ -97,7 +98,10 @@ class Engine:
             having = [p for p in self._parts if name in p.narrow]
             dicts = [h for p, h in zip(self._parts, held, strict=True) if name in p.narrow]
             key = kind.key(name)
-            values = [start(p, self._rows, name) if h[key] is None else float(h[key]) for p, h in zip(having, dicts, strict=True)]
+            values = [
+                start(p, self._rows, name) if h[key] is None else float(h[key])
+                for p, h in zip(having, dicts, strict=True)
+            ]
             for narrow, members in self._share(dicts, key, values):
                 wide = narrow.astype(np.float64)
                 for i, k in enumerate(members):
@@ -110,7 +114,9 @@ class Engine:
         self._owned = [x for mine in held for x in mine.values()]
         self._owned_at = [x.data_ptr() for x in self._owned if isinstance(x, torch.Tensor)]
 
-    def _share(self, held: Sequence[dict[str, Any]], key: str, values: Sequence[float]) -> list[tuple[np.ndarray, list[int]]]:
+    def _share(
+        self, held: Sequence[dict[str, Any]], key: str, values: Sequence[float]
+    ) -> list[tuple[np.ndarray, list[int]]]:
         """Make the numbers under `key` views of one array a dtype, so that a step writes them all at once."""
         usual = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
         types = [x.dtype if isinstance(x := mine[key], torch.Tensor) else usual for mine in held]
@@ -129,7 +135,9 @@ class Engine:
     # ---------------------------------------------------------------- gradients
     def _planned(self, grads: Sequence[torch.Tensor]) -> plan.Plan:
         self._look(grads)
-        segments = [plan.Segment(p.array, p.row, p.lowered, p.state, crc32(b"%d" % k)) for k, p in enumerate(self._parts)]
+        segments = [
+            plan.Segment(p.array, p.row, p.lowered, p.state, crc32(b"%d" % k)) for k, p in enumerate(self._parts)
+        ]
         kinds = tuple(tensors.KINDS[g.dtype] for g in grads)
         missed = (self._clock[_T] - self._clock[_STEPS:]).tolist()
         made = plan.build(cast(Any, self._rows), segments, kinds, missed, {}, "lazy")

@@ -23,6 +23,7 @@ class Kind:
         state: rule state -> key of `opt.state[p]`, in the order torch writes them.
         names: rule hyperparameter -> key of the group, where it is neither the same nor part of `betas`.
         counted: does `opt.state[p]` hold `step`? If not, a parameter has begun once it has its states.
+        real: does the rule take no pairs for complex numbers?
         torch: torch's own class, which takes the parameters that kernels cannot.
         values: group -> what the rule's hyperparameter is, where that is no key's value.
     """
@@ -31,6 +32,7 @@ class Kind:
     state: Mapping[str, str]
     names: Mapping[str, str] = field(default_factory=dict)
     counted: bool = True
+    real: bool = False
     torch: type[torch.optim.Optimizer] | None = None
     values: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
 
@@ -108,4 +110,3 @@ class Rows:
 
     def evaluate(self, row: int, t: int) -> Sequence[Any]:
         return self.values[row]
-

@@ -23,7 +23,7 @@ def _adam(group: Mapping[str, Any]) -> Rule:
     return fo.adamw if group.get("decoupled_weight_decay") else fo.adam
 
 
-def _etas(key: str, k: int) -> Any:
+def _part(key: str, k: int) -> Any:
     return lambda group: group[key][k]
 
 
@@ -46,11 +46,22 @@ KINDS: dict[str, Kind] = {
         {"prev": "prev", "delta": "step_size"},
         torch=torch.optim.Rprop,
         values={
-            "eta_minus": _etas("etas", 0),
-            "eta_plus": _etas("etas", 1),
-            "delta_min": _etas("step_sizes", 0),
-            "delta_max": _etas("step_sizes", 1),
+            "eta_minus": _part("etas", 0),
+            "eta_plus": _part("etas", 1),
+            "delta_min": _part("step_sizes", 0),
+            "delta_max": _part("step_sizes", 1),
         },
     ),
     "ASGD": Kind(_always(fo.asgd), {"eta": "eta", "mu": "mu", "ax": "ax"}, torch=torch.optim.ASGD),
+    "Muon": Kind(
+        _always(fo.muon),
+        {"B": "momentum_buffer"},
+        counted=False,
+        real=True,
+        torch=torch.optim.Muon,
+        values={
+            **{n: _part("ns_coefficients", k) for k, n in enumerate("abc")},
+            "match_rms_adamw": lambda group: group["adjust_lr_fn"] == "match_rms_adamw",
+        },
+    ),
 }

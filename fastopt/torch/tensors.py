@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -11,14 +12,13 @@ from fastopt.errors import ConfigError, DeviceError
 from fastopt.params import ALIGN
 
 KINDS = {torch.float32: "f", torch.float64: "d", torch.complex64: "f", torch.complex128: "d"}
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_DISPATCH = getattr(torch.Tensor, "__torch_dispatch__", None)  # subclasses with another are no plain memory
 
 
 def ordinary(x: torch.Tensor) -> bool:
     """Is it strided CPU memory of a dtype that kernels know, with its numbers as they stand there?"""
     return (
-        isinstance(x, _PLAIN)
-        and type(x).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+        getattr(type(x), "__torch_dispatch__", _DISPATCH) is _DISPATCH
         and x.device.type == "cpu"
         and x.layout is torch.strided
         and x.dtype in KINDS
@@ -54,7 +54,7 @@ def view(x: torch.Tensor, *, shaped: bool) -> np.ndarray | None:
 def overlapping(arrays: Sequence[np.ndarray]) -> bool:
     """Do two of them share memory?"""
     spans = sorted((a.ctypes.data, a.nbytes) for a in arrays if a.size)
-    return any(start + n > after for (start, n), (after, _) in zip(spans, spans[1:], strict=False))
+    return any(start + n > after for (start, n), (after, _) in pairwise(spans))
 
 
 def adopt(value: torch.Tensor, like: torch.Tensor, what: str) -> torch.Tensor:
