@@ -20,7 +20,7 @@ INPUTS = [pytest.param(n, i, id=f"{n}-{i.desc or 'default'}") for n in NAMES for
 ERRORS = [
     pytest.param(n, e, id=f"{n}-{e.optimizer_error_input.desc}")
     for n in NAMES
-    for e in DB[n].optim_error_inputs_func("cpu", "float32")
+    for e in DB[n].optim_error_inputs_func("cpu", torch.float32)
 ]
 SHAPES = {"Muon": [(10, 5), (5, 10), (6, 6)]}
 PER_STEP = {

@@ -130,6 +130,7 @@ class Engine:
             found.append((array, members))
         return found
 
+    _seen: list[Callable[[], Any]] | None = None  # weakly, the gradients of the last steps, if they were the same
     _flat: Sequence[torch.Tensor] | None = None  # those that addresses point to
 
     # ---------------------------------------------------------------- gradients
@@ -163,7 +164,7 @@ class Engine:
             addresses[k] = copy.data_ptr()
         for launch in made.launches:
             launch.addresses[:, 1] = addresses
-        self._seen: list[Callable[[], Any]] | None = None
+        self._seen = None
         self._ids = list(map(id, grads))
 
     def _take(self, given: Sequence[Any]) -> bool:
