@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import sys
+from itertools import chain
 from typing import Any
+
+import torch
 
 from fastopt.errors import ConfigError
 from fastopt.schema import REQUIRED, Rule
@@ -38,6 +41,17 @@ class RuleOptimizer(Fast):
                     self.rule.schema[f"beta{k}"].check(beta, None, f"`{name}`")
             elif key in self.rule.schema:
                 self.rule.schema[key].check(value, None, f"`{name}`")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but states in float64 stay so beside float32 parameters."""
+        super().load_state_dict(state_dict)
+        saved = chain.from_iterable(g["params"] for g in state_dict["param_groups"])
+        params = chain.from_iterable(g["params"] for g in self.param_groups)
+        for k, p in zip(saved, params, strict=True):
+            mine = dict.get(self.state, p, {})
+            for key, value in state_dict["state"].get(k, {}).items():
+                if isinstance(value, torch.Tensor) and value.dtype == torch.float64 and mine[key].dtype != value.dtype:
+                    mine[key] = value.to(p.device, copy=True)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         if isinstance(param_group, dict):
