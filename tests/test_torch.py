@@ -151,6 +151,7 @@ def test_complex_numbers_are_pairs():
     both(lambda lib, p: lib.RMSprop(p, momentum=0.9, centered=True), dtype=torch.complex64)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch's Adagrad makes sparse tensors itself
 def test_sparse_gradients():
     def sparse(opt, params, t):
         indices = [[1, 3, 1]]  # not coalesced
