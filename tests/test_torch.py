@@ -433,6 +433,28 @@ def test_closures_hooks_and_gradient_clipping():
     both(adamw, change=lambda o, params, t: nn.utils.clip_grad_norm_(params, 0.1))
 
 
+def test_hooks_of_all_optimizers_and_the_profiler_see_a_step():
+    from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+    calls = []
+    params = weights()
+    opt = ft.AdamW(params)
+    handles = [
+        register_optimizer_step_pre_hook(lambda o, a, k: calls.append("pre")),
+        register_optimizer_step_post_hook(lambda o, a, k: calls.append("post")),
+    ]
+    train(opt, params, 1)
+    for handle in handles:
+        handle.remove()
+    train(opt, params, 1)
+    assert calls == ["pre", "post"]
+    with torch.autograd.profiler.profile() as seen:
+        train(opt, params, 1)
+    assert [e.name for e in seen.function_events if e.name.startswith("Optimizer.step")] == [
+        "Optimizer.step#AdamW.step"
+    ]
+
+
 @pytest.mark.parametrize("fused", [None, True])
 def test_grad_scaler(fused):
     result = []
