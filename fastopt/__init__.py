@@ -1,7 +1,8 @@
 """fastopt: optimizers for your own training loop. One formula per rule, compiled to fused kernels."""
 
-from fastopt import math, schedules
+from fastopt import checkpoint, math, schedules
 from fastopt.callbacks import EarlyStopping, KeepBest, Restarts, Target
+from fastopt.checkpoint.callback import Checkpoint
 from fastopt.data import Minibatches, minibatches
 from fastopt.errors import (
     ArrayTypeError,
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArrayTypeError",
+    "Checkpoint",
     "CheckpointError",
     "ConcurrentUseError",
     "ConfigError",
@@ -53,6 +55,7 @@ __all__ = [
     "adagrad",
     "adam",
     "adamw",
+    "checkpoint",
     "lion",
     "math",
     "minibatches",
