@@ -13,8 +13,8 @@ from fastopt.errors import ConfigError, FastoptError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Exit status 0; 1 if a rule misses its accuracy or a file is damaged; 2 for a wrong call; 130 after
-    Ctrl-C."""
+    """Run one command. Exit status 0; 1 if a rule misses its accuracy or a file is damaged; 2 for a wrong call;
+    130 after Ctrl-C."""
     args = _parser().parse_args(argv)
     try:
         status = args.run(args) or 0

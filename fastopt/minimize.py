@@ -52,8 +52,9 @@ def minimize(
         seed, shuffle: the order of mini-batches.
         validation: `params -> loss`, or a dict of numbers with a key "loss"; called after every epoch, lower is better.
         callbacks: one or several: `EarlyStopping`, `KeepBest`, `Target`, `Restarts`, `Checkpoint`, or your own, a
-            function `on_epoch` or an object with any of `on_start(run)`, `on_step(run)`, `on_epoch(run)`, `on_end(run)`; to stop
-            the run they return a string, the reason, or True, else None. `run` is a `fastopt.callbacks.Run`.
+            function `on_epoch` or an object with any of `on_start(run)`, `on_step(run)`, `on_epoch(run)` and
+            `on_end(run)`; to stop the run they return a string, the reason, or True, else None. `run` is a
+            `fastopt.callbacks.Run`.
         progress: a live bar (needs rich).
         groups, hyper: for the optimizer, but for `maximize`. Schedules fed with a metric (`schedules.Plateau`) get it
             after every epoch.

@@ -138,7 +138,7 @@ def header(file: File) -> Header:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         file.refuse("its metadata is no table of texts")
     if FORMAT not in metadata:
-        raise Damaged(f"{file.path} is not a checkpoint of fastopt: its metadata has no `{FORMAT}`.")
+        raise Damaged(f"{file.path} is damaged or not a checkpoint of fastopt: its metadata has no `{FORMAT}`.")
     texts = {k: v for k, v in metadata.items() if k.startswith("fastopt.")}
     entries = {name: _entry(file, name, entry) for name, entry in told.items()}
     entries = dict(sorted(entries.items(), key=lambda item: item[1][2:]))

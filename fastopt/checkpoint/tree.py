@@ -10,7 +10,7 @@ import numpy as np
 
 from fastopt.errors import CheckpointError
 
-_TENSOR, _FLOAT = "$tensor", "$float"  # JSON has neither arrays nor NaN
+_TENSOR, _FLOAT = "$tensor", "$float"  # JSON has neither arrays nor NaN; a key "$x" of the user's becomes "$$x"
 _ODD = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -35,9 +35,9 @@ def split(value: Any, name: str, tensors: dict[str, np.ndarray]) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else {_FLOAT: str(value)}
     if isinstance(value, Mapping):
-        if odd := [k for k in value if not isinstance(k, str) or k.startswith("$")]:
-            raise CheckpointError(f"`{name}` has the key {odd[0]!r}; expected a str that does not start with a $.")
-        return {k: split(v, f"{name}/{k}", tensors) for k, v in value.items()}
+        if odd := [k for k in value if not isinstance(k, str)]:
+            raise CheckpointError(f"`{name}` has the key {odd[0]!r} ({type(odd[0]).__name__}); expected a str.")
+        return {"$" * k.startswith("$") + k: split(v, f"{name}/{k}", tensors) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [split(v, f"{name}/{k}", tensors) for k, v in enumerate(value)]
     raise CheckpointError(
@@ -52,8 +52,8 @@ def join(value: Any, tensors: dict[str, Any]) -> Any:
         return [join(v, tensors) for v in value]
     if not isinstance(value, dict):
         return value
-    if not any(k.startswith("$") for k in value):
-        return {k: join(v, tensors) for k, v in value.items()}
+    if not any(k.startswith("$") and not k.startswith("$$") for k in value):
+        return {k[k.startswith("$") :]: join(v, tensors) for k, v in value.items()}
     ((mark, content),) = value.items() if len(value) == 1 else (("", None),)
     if mark == _TENSOR and isinstance(content, str) and content in tensors:
         return tensors.pop(content)
