@@ -236,6 +236,7 @@ def test_extra_brings_back_what_it_was_given(tmp_path):
         "numbers": [1, 2.5, float("inf"), -float("inf"), 2**100, True, np.float32(0.1), np.int64(3), "ü\0\n\x1b"],
         "scalar": np.array(3.0), "nothing": np.zeros((0, 4), "u1"), "a/b": np.ones(1), "a": {"b": np.zeros(1)},
         "nan": float("nan"), "tuple": (1, np.ones(2, bool)),
+        "$tensor": {"$tensor": "x", "$$": [{"$float": "nan"}]},
     }  # fmt: skip
     opt = small()
     opt.save(tmp_path / "x", extra=extra)
@@ -246,17 +247,8 @@ def test_extra_brings_back_what_it_was_given(tmp_path):
     assert again.random() == rng.random()
     assert np.array_equal(found["losses"], losses) and found["odd"].tolist() == [1, 2] and found["odd"].dtype == "i4"
     assert found["empty"] == {"list": [], "dict": {}, "none": None}
-    assert found["numbers"] == [
-        1,
-        2.5,
-        float("inf"),
-        -float("inf"),
-        2**100,
-        True,
-        float(np.float32(0.1)),
-        3,
-        "ü\0\n\x1b",
-    ]
+    assert found["numbers"][:6] == [1, 2.5, float("inf"), -float("inf"), 2**100, True]
+    assert found["numbers"][6:] == [float(np.float32(0.1)), 3, "ü\0\n\x1b"]
     assert found["scalar"].shape == () and found["nothing"].shape == (0, 4) and found["nan"] != found["nan"]
     assert found["a/b"] == 1 and found["a"]["b"] == 0 and found["tuple"][1].tolist() == [True, True]
     assert found["$tensor"] == {"$tensor": "x", "$$": [{"$float": "nan"}]}

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from fastopt.schema import MATRIX, Rule
 _SILENT = frozenset(("ctx", "kind", "type_comment", "annotation", "simple"))
 
 
+@lru_cache(maxsize=256)
 def digest(rule: Rule) -> str:
     """16 hex digits of a rule's formula, its hyperparameters' defaults and how its states start.
 

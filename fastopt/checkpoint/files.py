@@ -80,7 +80,8 @@ def _write(target: Path, first: memoryview, rest: Iterator[memoryview]) -> None:
             if os.name != "nt":
                 os.replace(temporary, target)  # while it is locked: nobody takes it for an abandoned one
         finally:
-            os.close(handle)
+            with suppress(OSError):  # the data has been flushed; or another error is on its way
+                os.close(handle)
         if os.name == "nt":  # where an open file cannot be renamed
             os.replace(temporary, target)
     except BaseException:
@@ -116,18 +117,21 @@ def _sync_folder(folder: Path) -> None:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems where folders cannot be flushed
             raise
     finally:
-        os.close(handle)
+        with suppress(OSError):
+            os.close(handle)
 
 
-def _lock(handle: int) -> bool:
-    """Take the file, or say that another process has it or that there are no locks here."""
+def _lock(handle: int) -> bool | None:
+    """Take the file: True, False if another process has it, None where there are no locks."""
     if fcntl is None:
-        return False
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
 
 
 def _sweep(folder: Path) -> None:
@@ -140,10 +144,10 @@ def _sweep(folder: Path) -> None:
                     continue
                 handle = os.open(entry.path, os.O_RDONLY | _BINARY | getattr(os, "O_NOFOLLOW", 0))
                 try:
-                    free = _lock(handle) or age > 86400  # where there are no locks, a day
+                    free = _lock(handle)
                 finally:
                     os.close(handle)
-                if free:
+                if age > 86400 if free is None else free:  # without locks, a day must do
                     os.unlink(entry.path)
 
 
