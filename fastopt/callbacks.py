@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastopt.errors import ConfigError, listing
-from fastopt.params import foreign, survey
+from fastopt.errors import ConfigError
+from fastopt.params import assign, copied, foreign, survey
 
 if TYPE_CHECKING:
     from fastopt.optimizer import Optimizer
@@ -229,26 +229,6 @@ def hooks(callbacks: Iterable[Any]) -> dict[str, list[Callable[[Run], Any]]]:
         for event, method in (methods or {"on_epoch": one}).items():
             found[event].append(method)
     return found
-
-
-def copied(params: Any) -> Any:
-    """The same structure, of new NumPy arrays."""
-    tree, arrays = survey(params)
-    return tree.build(iter([np.array(foreign(a, n)) for a, n in zip(arrays, tree.names(), strict=True)]))
-
-
-def assign(params: Any, source: Any, name: str = "params") -> None:
-    """Copy `source` into the arrays of `params`, of the same structure, or raise `ConfigError` and change nothing."""
-    (to, arrays), (tree, values) = survey(params), survey(source)
-    names = to.names()
-    if tree.names() != names:
-        raise ConfigError(f"{name}: has {listing(tree.names())}; the parameters are {listing(names)}.")
-    pairs = [(foreign(a, n), np.asarray(foreign(v, n))) for a, v, n in zip(arrays, values, names, strict=True)]
-    for (array, value), path in zip(pairs, names, strict=True):
-        if array.shape != value.shape:
-            raise ConfigError(f"{name}: `{path}` has shape {value.shape}; the parameter has {array.shape}.")
-    for array, value in pairs:
-        array[...] = value
 
 
 def whole(who: str, name: str, value: Any, least: int) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.callbacks import Restarts, Run, assign, copied, hooks, whole
+from fastopt.callbacks import Restarts, Run, hooks, whole
 from fastopt.checkpoint.callback import Checkpoint
 from fastopt.data import minibatches
 from fastopt.errors import ConfigError, hint, listing
 from fastopt.groups import Group
-from fastopt.params import survey
+from fastopt.params import assign, copied, survey
 from fastopt.process import Process, Result
 from fastopt.schedules import Plateau
 from fastopt.schedules.declare import Schedule

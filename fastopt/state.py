@@ -49,7 +49,8 @@ def allocate(settings: Settings, owned: Sequence[np.ndarray]) -> tuple[list[Segm
                 square = name in lowered[k].squares
                 _start(np.einsum("ii->i", view) if square else view, settings, name, k, owned[k])
                 states[k][name] = view
-    keys = [zlib.crc32(name.encode(errors="surrogatepass")) for name in settings.names]  # of paths: their order does not matter
+    # of paths, since their order does not matter
+    keys = [zlib.crc32(name.encode(errors="surrogatepass")) for name in settings.names]
     rows = zip(owned, settings.of, lowered, states, keys, strict=True)
     return [Segment(*row) for row in rows], flats
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.callbacks import Run, assign, copied, whole
+from fastopt.callbacks import Run, whole
 from fastopt.checkpoint.manager import Manager
 from fastopt.data import Minibatches
 from fastopt.errors import CheckpointError, ConfigError, listing
-from fastopt.params import foreign, survey
+from fastopt.params import assign, copied, foreign, survey
 
 _NUMBERS = ("step", "epoch", "loss", "validation", "best_loss", "best_epoch", "so_far", "reason", "message")
 

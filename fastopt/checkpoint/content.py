@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+import fastopt
 from fastopt import state
 from fastopt.checkpoint import files, format, tree
 from fastopt.checkpoint.digest import described, digest
@@ -52,7 +52,7 @@ def captured(opt: Optimizer, params: bool, extra: Any) -> Iterator[memoryview]:
             opt._torn()
         saved, settings = state.save(opt._settings, opt._segments, opt._clock, params=params), opt._settings
         run = {
-            "fastopt": _version(),
+            "fastopt": fastopt.__version__,
             "groups": {p: _group(settings, k) for k, p in enumerate(settings.patterns)},
             "members": _members(settings),
             # by path: state/m/layer.0.weight, params/layer.0.weight; a new part of the state gets a name of its own
@@ -75,13 +75,6 @@ def _group(settings: Settings, row: int) -> dict[str, Any]:
         "values": {n: None if v is ... or callable(v) or isinstance(v, type) else v for n, v in values.items()},
         "schedules": {n: described(v) for n, v in values.items() if callable(v) and not isinstance(v, type)},
     }
-
-
-def _version() -> str:
-    try:
-        return version("fastopt")
-    except PackageNotFoundError:  # run from a folder, not installed
-        return "unknown"
 
 
 def read(path: Any) -> Saved:
@@ -171,7 +164,9 @@ def _differences(
     ]
     for k, pattern in enumerate(settings.patterns):
         group, rule = _table(_table(saved.run.get("groups")).get(pattern)), settings.rules[k]
-        if group.get("rule") == rule.name and group.get("digest") != digest(rule) and not rule_changed:
+        if group.get("rule", rule.name) != rule.name:
+            problems.append(f"rule of {pattern!r}: `{rule.name}`, was `{group['rule']}`")
+        elif group and group.get("digest") != digest(rule) and not rule_changed:
             problems.append(
                 f"rule `{rule.name}` of {pattern!r}: its formula or a default has changed since (it was "
                 f"{group.get('digest')}, it is {digest(rule)}). If the state still means the same, load it with "

@@ -6,7 +6,7 @@ import ast
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from fastopt.matrices import MatrixFunction
 from fastopt.schedules.declare import Schedule
+from fastopt.schedules.plateau import Plateau
 from fastopt.schema import MATRIX, Rule
 
 # of syntax nodes: what does not change the meaning, or is not there in every version of Python
@@ -69,9 +70,8 @@ def described(value: Callable[..., Any]) -> str:
     """A schedule in words, as it would be written: `cosine(peak=0.1, total=100, warmup=0, floor=0.0)`."""
     if isinstance(value, Schedule):
         return f"{value.make.__name__}({', '.join(f'{n}={_argument(v)}' for n, v in value.values)})"
-    if is_dataclass(value) and not isinstance(value, type):
-        given = [f for f in fields(value) if f.init and f.repr]
-        return f"{type(value).__name__}({', '.join(f'{f.name}={_argument(getattr(value, f.name))}' for f in given)})"
+    if isinstance(value, Plateau):
+        return f"Plateau({', '.join(f'{f.name}={getattr(value, f.name)!r}' for f in fields(value) if f.init)})"
     name = getattr(value, "__qualname__", type(value).__qualname__)
     return f"function {name.replace('<locals>.', '')}"
 

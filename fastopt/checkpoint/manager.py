@@ -67,8 +67,8 @@ class Manager:
         if not self.background:
             self._write(path, pieces)
             return path
-        self._writing.append(writer := _Writer(lambda: self._write(path, pieces)))
-        writer.start()
+        (writer := _Writer(lambda: self._write(path, pieces))).start()
+        self._writing.append(writer)
         return path
 
     def _write(self, path: Path, pieces: Iterator[memoryview]) -> None:
@@ -122,9 +122,10 @@ class Manager:
             try:
                 return use(path)
             except files.Damaged as error:
-                if path.exists():  # else another process has deleted it meanwhile
-                    bad.append(str(error))
-                    warnings.warn(f"{error} Skipped; trying an older checkpoint.", RuntimeWarning, stacklevel=4)
+                if not path.exists():  # another process has deleted it: it has a newer one
+                    return self._first(use)
+                bad.append(str(error))
+                warnings.warn(f"{error} Skipped; trying an older checkpoint.", RuntimeWarning, stacklevel=4)
         if bad:
             raise CheckpointError(f"none of the {len(bad)} checkpoints in {self.folder} is whole: {' '.join(bad)}")
         return None
