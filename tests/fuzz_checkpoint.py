@@ -58,5 +58,5 @@ if __name__ == "__main__":
         for k, seed in enumerate(seeds):
             with open(os.path.join(corpus, str(k)), "wb") as file:
                 file.write(seed)
-        atheris.Setup([*sys.argv, "-max_len=8192", "-len_control=0", corpus], one)
+        atheris.Setup([*sys.argv, "-max_len=8192", "-len_control=0", "-keep_seed=1", corpus], one)
         atheris.Fuzz()

@@ -1,5 +1,6 @@
 """opt.save and opt.load: exact resume in a new process, other layouts, every difference listed, extra, the format."""
 
+import ast
 import json
 import os
 import subprocess
@@ -396,3 +397,15 @@ def test_inspect_keeps_the_terminal_safe(tmp_path, capsys):
     assert cli.main(["inspect", str(tmp_path / "x")]) == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out and "\x07" not in out and "\\x1b[2J" in out
+
+
+def test_nothing_in_the_library_unpickles():
+    """Nor anything else that makes code of data by itself."""
+    for path in (HERE.parent / "fastopt").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            roots = {n.split(".")[0] for n in names}
+            assert not roots & {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}, path
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                assert isinstance(node.value, ast.Constant) and node.value.value is False, path
