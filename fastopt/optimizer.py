@@ -13,6 +13,7 @@ import numpy as np
 
 from fastopt import params as arrays
 from fastopt import plan, state, threads
+from fastopt.averages import SHOWN, TURNING, Averages
 from fastopt.errors import ConcurrentUseError, ConfigError, DeviceError, TornStateError
 from fastopt.gradients import Gradients
 from fastopt.groups import Group, Settings
@@ -32,7 +33,7 @@ class GroupInfo(NamedTuple):
     hyper: dict[str, float | bool]
 
 
-class Optimizer:
+class Optimizer(Averages):
     """Updates parameters in place by a rule: one fused pass over memory per step, on as many threads as pay.
 
     Args:
@@ -159,7 +160,7 @@ class Optimizer:
     @property
     def torn(self) -> bool:
         """Was a step interrupted half-way? Then every step raises `TornStateError` until a state is loaded."""
-        return bool(self._clock[_DIRTY])
+        return bool(self._clock[_DIRTY]) and self._clock[_DIRTY] not in (SHOWN, TURNING)
 
     @property
     def num_parameters(self) -> int:
@@ -222,6 +223,8 @@ class Optimizer:
         parameters of other names, shapes or dtypes. Schedules stay those of this optimizer.
         """
         with self._alone():
+            if self._clock[_DIRTY] in (SHOWN, TURNING):
+                self._refuse()
             state.load(saved, self._settings, self._segments, self._clock)
             self._plan = None
             self._touched.clear()  # what was saved had caught up
@@ -235,6 +238,8 @@ class Optimizer:
         )
 
     def _torn(self) -> NoReturn:
+        if self._clock[_DIRTY] in (SHOWN, TURNING):
+            self._refuse()
         raise TornStateError(
             f"step {self.t + 1} of this {self.rule.name} optimizer was interrupted between two kernels: some "
             "parameters took it and some did not. Restore the parameters and call load_state_dict(...)."
