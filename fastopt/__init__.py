@@ -1,5 +1,8 @@
 """fastopt: optimizers for your own training loop. One formula per rule, compiled to fused kernels."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from fastopt import checkpoint, math, schedules
 from fastopt.callbacks import EarlyStopping, KeepBest, Restarts, Target
 from fastopt.checkpoint.callback import Checkpoint
@@ -20,12 +23,59 @@ from fastopt.groups import Group
 from fastopt.minimize import minimize
 from fastopt.optimizer import Optimizer
 from fastopt.pack import pack
+from fastopt.rows import rows
 from fastopt.rule import rule
-from fastopt.rules import adagrad, adam, adamw, lion, rmsprop, sgd, sgld
+from fastopt.rules import (
+    adabelief,
+    adadelta,
+    adafactor,
+    adagrad,
+    adagrad_norm,
+    adam,
+    adam_mini,
+    adamax,
+    adamw,
+    adan,
+    ademamix,
+    adopt,
+    asgd,
+    dadapt_adam,
+    dog,
+    ftrl,
+    lamb,
+    laprop,
+    lars,
+    ldog,
+    lion,
+    madgrad,
+    mars,
+    muon,
+    nadam,
+    novograd,
+    polyak,
+    prodigy,
+    qhadam,
+    qhm,
+    radam,
+    rmsprop,
+    rprop,
+    sgd,
+    sgld,
+    shampoo,
+    signsgd,
+    signum,
+    soap,
+    sophia,
+    sps,
+    yogi,
+)
 from fastopt.schema import Domain, Fraction, NonNegative, Rule
 from fastopt.scipy_bridge import scipy_method
 from fastopt.source import source
 from fastopt.threads import set_num_threads
+
+if TYPE_CHECKING:
+    from fastopt.rules import keras, optax
 
 __version__ = "0.1.0"
 
@@ -52,21 +102,67 @@ __all__ = [
     "RuleError",
     "Target",
     "TornStateError",
+    "adabelief",
+    "adadelta",
+    "adafactor",
     "adagrad",
+    "adagrad_norm",
     "adam",
+    "adam_mini",
+    "adamax",
     "adamw",
+    "adan",
+    "ademamix",
+    "adopt",
+    "asgd",
     "checkpoint",
+    "dadapt_adam",
+    "dog",
+    "ftrl",
+    "keras",
+    "lamb",
+    "laprop",
+    "lars",
+    "ldog",
     "lion",
+    "madgrad",
+    "mars",
     "math",
     "minibatches",
     "minimize",
+    "muon",
+    "nadam",
+    "novograd",
+    "optax",
     "pack",
+    "polyak",
+    "prodigy",
+    "qhadam",
+    "qhm",
+    "radam",
     "rmsprop",
+    "rows",
+    "rprop",
     "rule",
     "schedules",
     "scipy_method",
     "set_num_threads",
     "sgd",
     "sgld",
+    "shampoo",
+    "signsgd",
+    "signum",
+    "soap",
+    "sophia",
     "source",
+    "sps",
+    "yogi",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`fastopt.keras` and `fastopt.optax`, the readings of these libraries, are read when they are first asked for."""
+    if name not in ("keras", "optax"):
+        raise AttributeError(f"module 'fastopt' has no attribute {name!r}")
+    globals()[name] = module = import_module(f"fastopt.rules.{name}")
+    return module

@@ -17,10 +17,11 @@ from fastopt.statements import Level, Statements, Value, join
 
 # Words of the generated kernels; a rule's local of the same name gets an underscore there.
 RESERVED = frozenset(
-    "work hyper addresses tasks task chunk clock last lo hi segment group i scale "
-    "real tiny flush kernel np njit prange types "
-    "parameters reduced partials lanes parameter first width row start rows columns j wide count clear fold "
-    "noise_key key".split()
+    "work hyper addresses tasks task chunk clock last lo hi segment group i scale real tiny flush kernel np njit "
+    "prange types parameters reduced partials lanes parameter first width row start rows columns j wide count "
+    "clear fold noise_key key place now present zeros a n_chunks n_parameters control thread threads blocks entry "
+    "table column numbers sums head end rest part step whole n_elements n_rows n_columns vectors across shift "
+    "down mine line narrow seats seat d block_total update".split()
 )
 _ARITHMETIC = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
 
@@ -47,6 +48,7 @@ class Expressions:
         self.functions: dict[Level, set[str]] = {level: set() for level in Level}  # what statements of a level call
         self.untouched = set(rule.state)  # states that still hold what the last step left
         self.read: set[str] = set()
+        self.doubts: list[tuple[ast.AST, str]] = []  # reasons to refuse, if no state turns out to be wider than taken
         self.env = {n: Value(ast.Name(n), Level.STAGED) for n in rule.schema}
         self.env |= {n: Value(ast.Constant(chosen[n]), Level.STAGED, True) for n, h in rule.schema.items() if h.boolean}
         for n in ("p", "g", *rule.state):
@@ -67,12 +69,7 @@ class Expressions:
 
     def local(self, name: str) -> str:
         """What a name of the rule is called in the kernel: itself, unless the kernel uses that word."""
-        taken = name in RESERVED or name in self.rule.schema or name in math.FUNCTIONS or name.endswith("_")
-        return (
-            f"{name}_"
-            if taken or re.fullmatch(r"(k|x|total|matrix|scratch|vector|partial|all|noise)\d+|\w+_at", name)
-            else name
-        )
+        return f"{name}_" if _taken(name) or name in self.rule.schema or name in math.FUNCTIONS else name
 
     def truth(self, test: ast.expr) -> bool | None:
         """The value of a test that is made of switches, else None."""
@@ -155,7 +152,7 @@ class Expressions:
                 and isinstance(power.right, ast.Name)
                 and power.right.id == "t"
             ):
-                return Value(call("bias_correction", power.left, power.right), level)
+                return Value(call("bias_correction_", power.left, power.right), level)
             return Value(ast.BinOp(left.node, node.op, right.node), level)
         if isinstance(node.op, ast.Div) and right.level < level:  # a division per element becomes a product
             one = ast.Constant(1) if right.staged else call("real", ast.Constant(1))
@@ -281,9 +278,15 @@ class Expressions:
             return call("real", ast.Constant(number))
         if text not in self.columns:
             numbered = sum(c.name != c.expression for c in self.columns.values())
-            name = text if text in self.rule.schema else f"k{numbered + 1}"
+            name = text if text in self.rule.schema and not _taken(text) else f"k{numbered + 1}"
             self.columns[text] = Column(name, text, "t" in names)
         return ast.Name(self.columns[text].name)
+
+
+def _taken(name: str) -> bool:
+    """Is it a word of the kernel, or like names that the compiler makes up?"""
+    made = r"(k|x|total|sum|matrix|scratch|vector|partial|all|noise)\d+|\w+_at"
+    return name in RESERVED or name.endswith("_") or re.fullmatch(made, name) is not None
 
 
 def call(name: str, *args: ast.expr) -> ast.Call:

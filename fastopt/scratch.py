@@ -9,7 +9,7 @@ from fastopt.lower import Lowered
 from fastopt.matrices import MatrixCall, MatrixFunction
 from fastopt.params import zeros
 from fastopt.statements import Level
-from fastopt.targets import loops
+from fastopt.targets import loops, text
 from fastopt.work import CHUNK
 
 
@@ -42,7 +42,7 @@ def buffers(lowered: Lowered, arrays: Sequence[np.ndarray]) -> list[dict[str, np
     for name, level in lowered.between.items():
         if level is not Level.ELEMENT:
             sides = [a.shape[level is Level.COLUMN] for a in arrays]
-            parts = [-(-a.size // step(lowered, a)) if name.startswith("partial") else 1 for a in arrays]
+            parts = [max(1, -(-a.size // step(lowered, a))) if name.startswith("partial") else 1 for a in arrays]
             shapes[name] = [(n * k,) for n, k in zip(sides, parts, strict=True)]
     found: list[dict[str, np.ndarray]] = [{} for _ in arrays]
     for name, sizes in shapes.items():
@@ -69,7 +69,7 @@ def tables(
     bounds = np.append(first, len(work))
     sizes = np.array([(a.size, *(a.shape if a.ndim == 2 else (0, 0))) for a in arrays])
     parameters = np.column_stack([work[first, 2:], bounds[:-1], bounds[1:], sizes]).astype(np.uint64)
-    totals = 1 + max((n.total[0] for q in lowered.passes for n, _ in q.totals if n.total), default=-1)
+    totals = text.totals(lowered)
     return parameters, reduced, np.zeros((len(work), totals)), np.zeros((n_tasks, totals, loops.BLOCK))
 
 

@@ -10,7 +10,7 @@ from fastopt.params import FLOATS
 from fastopt.schema import MATRIX, Rule
 from fastopt.targets import cpu, cuda
 
-TARGETS = {"cpu": cpu.source, "cuda": cuda.source}
+TARGETS = ("cpu", "cuda")
 
 
 def source(rule: Rule, target: str = "cpu", *, dtype: Any = np.float32, gradient: Any = None, **switches: Any) -> str:
@@ -30,4 +30,7 @@ def source(rule: Rule, target: str = "cpu", *, dtype: Any = np.float32, gradient
         raise ConfigError(f"dtype {bad[0]}; expected float32 or float64.")
     given = {MATRIX: True, **rule.hyper, **switches}
     chosen = tuple((n, bool(given[n])) for n in rule.switches)
-    return TARGETS[target](rule.name, lower(rule, chosen), of_p, of_g)
+    lowered = lower(rule, chosen)
+    if target == "cuda":
+        return cuda.source(rule.name, lowered, of_p, of_g, tuple(rule.schema))
+    return cpu.source(rule.name, lowered, of_p, of_g)

@@ -17,6 +17,7 @@ from fastopt.plan import Segment
 from fastopt.statements import Level
 
 FORMAT = 1
+ROW_STEPS = "row_steps"  # int64 (n_rows,): the steps of each row, where rows count their own
 
 
 def allocate(settings: Settings, owned: Sequence[np.ndarray]) -> tuple[list[Segment], list[np.ndarray]]:
@@ -83,6 +84,11 @@ def _start(view: np.ndarray, settings: Settings, name: str, k: int, param: np.nd
         view[...] = start
 
 
+def names_of(settings: Settings, segments: Sequence[Segment]) -> tuple[str, ...]:
+    """The states there are, the rules' own first."""
+    return tuple(dict.fromkeys([*settings.states, *(s for segment in segments for s in segment.state)]))
+
+
 def save(settings: Settings, segments: Sequence[Segment], clock: np.ndarray, *, params: bool = False) -> dict:
     """Everything a run needs to go on: plain dicts, numbers and copies of arrays. The parameters only if asked for."""
     names = settings.names
@@ -94,7 +100,7 @@ def save(settings: Settings, segments: Sequence[Segment], clock: np.ndarray, *, 
         "steps": {n: int(c) for n, c in zip(names, clock[2:], strict=True)},
         "state": {
             s: {n: segment.state[s].copy() for n, segment in zip(names, segments, strict=True) if s in segment.state}
-            for s in settings.states
+            for s in names_of(settings, segments)
         },
         "hyper": settings.state_dict(),
         **copies,
@@ -146,7 +152,7 @@ def differences(
             f"steps of `{n}`: {steps[n]!r}, expected 0..{t}" for n in names if not (_count(steps[n]) and steps[n] <= t)
         ]
     states = _table(saved["state"])
-    wanted = {f"state `{s}` of": {} for s in {**dict.fromkeys(settings.states), **dict.fromkeys(states)}}
+    wanted = {f"state `{s}` of": {} for s in {**dict.fromkeys(names_of(settings, segments)), **dict.fromkeys(states)}}
     given = {f"state `{s}` of": _table(states.get(s)) for s in states}
     for n, segment in zip(names, segments, strict=True):
         for s, a in segment.state.items():
@@ -163,6 +169,8 @@ def differences(
             if not isinstance(a, np.ndarray) or a.shape != target.shape or a.dtype != target.dtype:
                 what = f"{a.dtype} {a.shape}" if isinstance(a, np.ndarray) else type(a).__name__
                 problems.append(f"{kind} `{n}`: {what}, expected {target.dtype} {target.shape}")
+            elif kind == f"state `{ROW_STEPS}` of" and _count(t) and a.size and not 0 <= a.min() <= a.max() <= t:
+                problems.append(f"{kind} `{n}`: {a.min()} to {a.max()}, expected 0..{t}")
             else:
                 pairs.append((target, a))
     return problems + settings.compare(saved["hyper"]), pairs

@@ -1,161 +1,224 @@
-"""Executes the PTX of a kernel, thread after thread, on this process's own memory: a GPU's arithmetic without a GPU.
+"""Executes the PTX of a kernel on this process's own memory: a GPU's arithmetic without a GPU.
 
-Enough of the language for the kernels of elementwise rules compiled without fused multiply-add. Every access is
-checked: alignment to its full width, and that it lies inside an array that was handed over.
+The threads of a block are the elements of NumPy arrays, and run together as far as branches let them; blocks run one
+after another. Barriers hold, and accesses are checked, see `ptx_memory.py`. Unknown instructions raise.
 """
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
+from ptx_memory import Memory
+from ptx_operations import OPERATIONS, TYPES, operand_types
 
-_TYPES = {
-    "f32": np.dtype("f4"),
-    "f64": np.dtype("f8"),
-    "u64": np.dtype("u8"),
-    "s64": np.dtype("u8"),
-    "b64": np.dtype("u8"),
-}
-_MASK = (1 << 64) - 1
-_INSTRUCTION = re.compile(r"(?:@(!?)(%p\d+)\s+)?([a-z][\w.]*)\s*(.*);")
-_OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+")
+_INSTRUCTION = re.compile(r"(?:@(!?)(%p\d+)\s+)?([a-z][\w.]*)\s*(.*)", re.S)
+_OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|\([^)]*\)|[^,\s]+")
+_CLASSES = {"p": "pred", "f": "f32", "fd": "f64", "r": "u32", "rd": "u64", "rs": "u16"}
 
 
-class Memory:
-    """The arrays a kernel may touch, at their real addresses."""
-
-    def __init__(self, arrays: Sequence[np.ndarray]):
-        self.spans = [(a.ctypes.data, a.nbytes, a.reshape(-1).view(np.uint8)) for a in arrays if a.nbytes]
-        self.widest: dict[str, int] = {"ld": 0, "st": 0}
-
-    def at(self, address: int, dtype: np.dtype, lanes: int, what: str) -> np.ndarray:
-        size = dtype.itemsize * lanes
-        assert address % size == 0, f"{what} of {size} bytes at {address:#x} is misaligned"
-        for start, length, raw in self.spans:
-            if start <= address and address + size <= start + length:
-                self.widest[what] = max(self.widest[what], size)
-                return raw[address - start : address - start + size].view(dtype)
-        raise AssertionError(f"{what} of {size} bytes at {address:#x} is outside every array")
+class Instruction(NamedTuple):
+    predicate: str | None
+    negated: bool
+    op: list[str]
+    operands: list[str]
 
 
-def _float(text: str) -> Any:
-    if text.startswith("0f"):
-        return np.uint32(int(text[2:], 16)).view(np.float32)
-    return np.uint64(int(text[2:], 16)).view(np.float64)
+@dataclass
+class Function:
+    parameters: list[str]
+    program: list[Instruction]
+    labels: dict[str, int]
 
 
-class Thread:
-    """One thread's registers, and what each instruction does to them."""
+@dataclass
+class Module:
+    entry: Function
+    functions: dict[str, Function]
+    shared: dict[str, int]  # symbol -> address
+    shared_size: int
 
-    def __init__(self, memory: Memory, parameters: dict[str, int], special: dict[str, int]):
-        self.memory, self.parameters, self.special = memory, parameters, special
-        self.registers: dict[str, Any] = {}
 
-    def value(self, text: str) -> Any:
+@lru_cache(maxsize=256)
+def parse(ptx: str) -> Module:
+    text = re.sub(r"//[^\n]*", "", ptx)
+    shared, size = {}, 0
+    for align, name, length in re.findall(r"\.shared \.align (\d+) \.b8 (\w+)\[(\d+)\];", text):
+        size = -(-size // int(align)) * int(align)
+        shared[name] = size
+        size += int(length)
+    entry, functions = None, {}
+    bodies = r"\.(entry|func)\s+(?:\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)[^{;]*\{(.*?)^\}"
+    for kind, name, head, body in re.findall(bodies, text, re.S | re.M):
+        function = _function(head, body)
+        if kind == "entry":
+            entry = function
+        functions[name] = function
+    assert entry is not None
+    return Module(entry, functions, shared, size)
+
+
+def _function(head: str, body: str) -> Function:
+    program: list[Instruction] = []
+    labels = {}
+    body = re.sub(r"^\s*[{}]\s*$", "", body, flags=re.M)  # scopes of calls
+    for raw in re.split(r";|(?<=:)\s*\n", body):
+        line = raw.strip()
+        while found := re.match(r"(\$?\w+):\s*", line):
+            labels[found[1]] = len(program)
+            line = line[found.end() :]
+        if line and not line.startswith("."):
+            negated, predicate, op, rest = _INSTRUCTION.fullmatch(line).groups()
+            program.append(Instruction(predicate, bool(negated), op.split("."), _OPERAND.findall(rest)))
+    return Function(re.findall(r"\.param \.\w+ (\w+)", head), program, labels)
+
+
+class Frame:
+    """A function under way in the threads of a block: registers are arrays with an element per thread."""
+
+    def __init__(self, module: Module, function: Function, memory: Memory, special: dict[str, np.ndarray], given: Any):
+        self.module, self.function, self.memory, self.special = module, function, memory, special
+        self.parameters: dict[str, Any] = given
+        self.registers: dict[str, np.ndarray] = {}
+        self.n = len(special["%tid.x"])
+
+    def run(self, threads: np.ndarray) -> None:
+        """Until all of them return. Groups of threads wait for those that are further behind in the text."""
+        program, labels = self.function.program, self.function.labels
+        groups, waiting = {0: threads}, {}
+        while groups or waiting:
+            if not groups:
+                ((at, who),) = waiting.items()  # more than one: threads wait at different barriers
+                assert len(who) == self.n, "a barrier that some threads of the block never reach"
+                self.memory.barrier()
+                groups, waiting = {at + 1: who}, {}
+            at = min(groups)
+            who = groups.pop(at)
+            following = min(groups, default=len(program))
+            while True:
+                if at == following:  # together again
+                    groups[at] = np.sort(np.concatenate([groups[at], who]))
+                    break
+                predicate, negated, op, operands = program[at]
+                active = who
+                if predicate:
+                    active = who[self.registers[predicate][who] != negated]
+                if op[0] in ("bra", "ret"):
+                    rest = who if not predicate else np.setdiff1d(who, active, assume_unique=True)
+                    if op[0] == "bra" and active.size:
+                        _join(groups, labels[operands[0]], active)
+                    if rest.size and predicate:
+                        _join(groups, at + 1, rest)
+                    break
+                if op[0] == "bar":
+                    assert not predicate
+                    waiting[at] = np.sort(np.concatenate([waiting.get(at, who[:0]), who]))
+                    break
+                if active.size:
+                    self.execute(op, operands, active)
+                at += 1
+
+    # ---------------------------------------------------------------- registers
+    def value(self, text: str, kind: np.dtype, who: np.ndarray) -> np.ndarray:
         if text in self.registers:
-            return self.registers[text]
-        if text in self.special:
-            return self.special[text]
-        return _float(text) if text[:2] in ("0f", "0d") else int(text, 0) & _MASK
-
-    def address(self, text: str) -> int:
-        register, _, offset = text.strip("[]").partition("+")
-        return (self.registers[register] + int(offset or 0)) & _MASK
-
-    def execute(self, op: list[str], a: list[str]) -> None:
-        name, kind = op[0], op[-1]
-        if name == "ld" and op[1] == "param":
-            self.registers[a[0]] = self.parameters[a[1].strip("[]")]
-        elif name in ("ld", "st"):
-            assert op[1] == "global", "a generic access: the address space was lost"
-            registers, where = (a[0], a[1]) if name == "ld" else (a[1], a[0])
-            names = re.findall(r"[^{},\s]+", registers)
-            view = self.memory.at(self.address(where), _TYPES[kind], len(names), name)
-            for lane, register in enumerate(names):
-                if name == "st":
-                    view[lane] = self.value(register)
-                else:
-                    self.registers[register] = view[lane] if kind[0] == "f" else int(view[lane])
+            found = self.registers[text][who]
+        elif text in self.special:
+            found = self.special[text][who]
+        elif text[:2] in ("0f", "0d"):
+            bits = np.uint32 if text[1] == "f" else np.uint64
+            found = np.full(len(who), int(text[2:], 16), bits).view(np.float32 if text[1] == "f" else np.float64)
+        elif text in self.module.shared:
+            found = np.full(len(who), self.module.shared[text], np.uint64)
         else:
-            self.registers[a[0]] = _OPERATIONS[name](op, *map(self.value, a[1:]))
+            size = 8 * kind.itemsize
+            return np.full(len(who), int(text, 0) & ((1 << size) - 1), np.dtype(f"u{kind.itemsize}")).view(kind)
+        if found.dtype != kind and found.dtype.itemsize == kind.itemsize:
+            return found.view(kind)
+        return found if found.dtype == kind else found.astype(kind)
+
+    def put(self, register: str, values: Any, who: np.ndarray) -> None:
+        if register == "%temp":  # the half that is not wanted
+            return
+        kind = TYPES[_CLASSES[re.match(r"%([a-z]+)\d+", register)[1]]]
+        values = np.asarray(values)
+        if values.dtype != kind:
+            same = values.dtype.itemsize == kind.itemsize and kind != bool
+            values = values.view(kind) if same else values.astype(kind)
+        if register not in self.registers:
+            self.registers[register] = np.zeros(self.n, kind)
+        self.registers[register][who] = values
+
+    def address(self, text: str, who: np.ndarray) -> np.ndarray:
+        base, _, offset = text.strip("[]").partition("+")
+        return self.value(base, TYPES["u64"], who) + np.uint64(int(offset or 0) & (1 << 64) - 1)
+
+    # ---------------------------------------------------------------- instructions
+    def execute(self, op: list[str], a: list[str], who: np.ndarray) -> None:
+        name = op[0]
+        if name in ("ld", "st") and op[1] == "param":
+            self.parameter(name, TYPES[op[-1]], a, who)
+        elif name == "ld":
+            found = self.memory.load(op[1], self.address(a[1], who), TYPES[op[-1]], len(_names(a[0])), who)
+            for register, values in zip(_names(a[0]), found.T, strict=True):
+                self.put(register, values, who)
+        elif name == "st":
+            values = [self.value(r, TYPES[op[-1]], who) for r in _names(a[1])]
+            self.memory.store(op[1], self.address(a[0], who), np.stack(values, axis=1), who)
+        elif name == "call":
+            self.call(a, who)
+        elif name == "mov" and a[0].startswith("{"):
+            halves = self.value(a[1], TYPES[op[-1]], who).view(np.dtype(f"u{TYPES[op[-1]].itemsize // 2}"))
+            for k, register in enumerate(_names(a[0])):
+                self.put(register, halves[k::2], who)
+        elif name == "mov" and a[1].startswith("{"):
+            half = np.dtype(f"u{TYPES[op[-1]].itemsize // 2}")
+            halves = np.stack([self.value(r, half, who) for r in _names(a[1])], axis=1)
+            self.put(a[0], np.ascontiguousarray(halves).view(TYPES[op[-1]])[:, 0], who)
+        else:
+            given = [self.value(x, kind, who) for x, kind in zip(a[1:], operand_types(op), strict=False)]
+            self.put(a[0], OPERATIONS[name](op, *given), who)
+
+    def parameter(self, name: str, kind: np.dtype, a: list[str], who: np.ndarray) -> None:
+        if name == "ld":
+            place = self.parameters[a[1].strip("[]").removesuffix("+0")]
+            self.put(a[0], np.full(len(who), place, np.uint64) if isinstance(place, int) else place[who], who)
+        else:
+            place = self.parameters.setdefault(a[0].strip("[]").removesuffix("+0"), np.zeros(self.n, kind))
+            place[who] = self.value(a[1], kind, who)
+
+    def call(self, a: list[str], who: np.ndarray) -> None:
+        result, name, given = a
+        function = self.module.functions[name]
+        assert not any(i.op[0] == "bar" for i in function.program)
+        passed = dict(zip(function.parameters, (self.parameters[x] for x in _names(given)), strict=True))
+        frame = Frame(self.module, function, self.memory, self.special, passed)
+        frame.run(who)
+        (place,) = _names(result)
+        self.parameters[place] = frame.parameters["func_retval0"]
 
 
-def _rounded(op: list[str]) -> type:
-    return np.float32 if op[-1] == "f32" else np.float64
+def _join(groups: dict[int, np.ndarray], at: int, who: np.ndarray) -> None:
+    groups[at] = np.sort(np.concatenate([groups[at], who])) if at in groups else who
 
 
-def _arithmetic(apply: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-    def run(op: list[str], x: Any, y: Any) -> Any:
-        return _rounded(op)(apply(x, y)) if op[-1][0] == "f" else int(apply(x, y)) & _MASK
-
-    return run
-
-
-def _compare(op: list[str], x: Any, y: Any) -> bool:
-    unordered = bool(x != x or y != y)
-    test = op[1]
-    if test == "nan":
-        return unordered
-    if test in ("neu", "equ", "ltu", "gtu", "leu", "geu"):
-        if unordered:
-            return True
-        test = test[:-1]
-    elif unordered:
-        return test == "ne" and op[-1][0] != "f"
-    return bool({"lt": x < y, "le": x <= y, "gt": x > y, "ge": x >= y, "eq": x == y, "ne": x != y}[test])
-
-
-def _convert(op: list[str], x: Any) -> Any:
-    return {"f32": np.float32, "f64": np.float64}.get(op[-2], int)(x)
-
-
-_OPERATIONS: dict[str, Callable[..., Any]] = {
-    "add": _arithmetic(lambda x, y: x + y),
-    "sub": _arithmetic(lambda x, y: x - y),
-    "mul": _arithmetic(lambda x, y: x * y),
-    "div": _arithmetic(lambda x, y: x / y),
-    "and": lambda op, x, y: x & y,
-    "or": lambda op, x, y: x | y,
-    "shl": lambda op, x, y: (x << y) & _MASK,
-    "shr": lambda op, x, y: x >> y,
-    "mov": lambda op, x: x,
-    "cvta": lambda op, x: x,
-    "cvt": _convert,
-    "abs": lambda op, x: _rounded(op)(abs(x)),
-    "neg": lambda op, x: _rounded(op)(-x),
-    "sqrt": lambda op, x: _rounded(op)(np.sqrt(x)),
-    "setp": _compare,
-    "selp": lambda op, x, y, p: x if p else y,
-}
+def _names(text: str) -> list[str]:
+    return re.findall(r"[^{}(),\s]+", text)
 
 
 def run(ptx: str, arguments: Sequence[int], arrays: Sequence[np.ndarray], blocks: int, threads: int) -> dict[str, int]:
     """Launch the kernel of a PTX text. Returns the widest load and store in bytes."""
-    head, body = re.search(r"\.entry[^(]*\((.*?)\)[^{]*\{(.*)\}", ptx, re.S).groups()
-    parameters = dict(zip(re.findall(r"\.param \.u64 (\S+?),?\s", head + "\n"), arguments, strict=True))
-    program, labels = [], {}
-    for line in (raw.split("//")[0].strip() for raw in body.splitlines()):
-        if line.endswith(":"):
-            labels[line[:-1]] = len(program)
-        elif line and not line.startswith("."):
-            negated, predicate, op, rest = _INSTRUCTION.fullmatch(line).groups()
-            program.append((predicate, bool(negated), op.split("."), _OPERAND.findall(rest)))
-    memory = Memory(arrays)
+    module = parse(ptx)
+    memory = Memory(arrays, module.shared_size)
+    parameters = dict(zip(module.entry.parameters, map(int, arguments), strict=True))
+    every = np.arange(threads)
     with np.errstate(all="ignore"):
         for block in range(blocks):
-            for thread in range(threads):
-                special = {"%tid.x": thread, "%ntid.x": threads, "%ctaid.x": block, "%nctaid.x": blocks}
-                state, at = Thread(memory, parameters, special), 0
-                while True:
-                    predicate, negated, op, operands = program[at]
-                    at += 1
-                    if predicate and state.registers[predicate] == negated:
-                        continue
-                    if op[0] == "ret":
-                        break
-                    if op[0] == "bra":
-                        at = labels[operands[0]]
-                    else:
-                        state.execute(op, operands)
+            fixed = {"%ntid.x": threads, "%ctaid.x": block, "%nctaid.x": blocks}
+            special = {k: np.full(threads, v, np.uint32) for k, v in fixed.items()}
+            memory.enter(block)
+            Frame(module, module.entry, memory, special | {"%tid.x": every.astype(np.uint32)}, dict(parameters)).run(
+                every
+            )
     return memory.widest

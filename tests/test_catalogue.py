@@ -10,6 +10,7 @@ from conftest import leaves
 import fastopt as fo
 from fastopt import scratch
 from fastopt.rules import CATALOGUE
+from fastopt.rules.readings import READINGS
 from fastopt.targets import cpu
 
 CASES = cases()
@@ -146,5 +147,5 @@ def test_a_loaded_state_goes_on_with_the_same_bits(case):
 
 
 def test_every_rule_has_a_case_and_no_case_is_given_twice():
-    assert set(CATALOGUE) <= {case.make.name for case in CASES}
+    assert {*CATALOGUE, *READINGS} <= {case.make.name for case in CASES}
     assert max(Counter((case.rule, repr(case.hyper)) for case in CASES).values()) == 1

@@ -31,6 +31,7 @@ VARIANTS = [
     for rule in CATALOGUE.values()
     if rule is not fo.sgld
     for truth in itertools.product((False, True), repeat=len(rule.switches))
+    if not lower(rule, tuple(zip(rule.switches, truth, strict=True))).slots  # the target has no totals and numbers yet
 ]
 
 
@@ -59,10 +60,11 @@ def test_ptx_has_vector_accesses_and_nothing_it_should_not_have(variant):
         assert ".local" not in text and "call" not in body
         assert not re.search(r"\b(ld|st)\.(f32|v4)", body), "a generic access"
         assert not re.search(r"\b(div|rem)\.[us]64", body), "a 64-bit division"
-        assert "fma.rn.f32" in body
+        assert "fma.rn.f32" in body or rule.name == "rprop"  # which adds no product
         assert "fma" not in entry(cuda.ptx(rule.name, low, F4, F4, (9, 0), precise=True))
     double = entry(cuda.ptx(rule.name, low, F8, F8, (9, 0)))
-    assert double.count("ld.global.v2.f64") == len(low.passes[0].loads)
+    # at least: where a choice by a column is worth a branch, both sides have loads of their own
+    assert double.count("ld.global.v2.f64") >= len(low.passes[0].loads)
 
 
 @needs_numba_cuda
@@ -88,8 +90,8 @@ def test_ptxas_spills_nothing(variant, tmp_path, record_property):
 
 
 def options(rule, chosen):
-    values = {n: 0.8 if not rule.schema[n].boolean else True for n, on in chosen if on}
-    return {"weight_decay": 0.1, **values}
+    values = {n: on if rule.schema[n].boolean else 0.8 * on for n, on in chosen}
+    return {**({"weight_decay": 0.1} if "weight_decay" in rule.schema else {}), **values}
 
 
 def make(variant, dtypes, seed=0):

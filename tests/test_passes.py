@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 import fastopt as fo
+from fastopt import scratch
+from fastopt.lower import lower
 from fastopt.math import maximum, mean, norm, rms, sign, size, sqrt, total, where
 
 SHAPES = [(1, 1), (3, 5), (1, 300), (300, 1), (257, 131), (70, 1000)]
@@ -35,6 +37,15 @@ def factored(p, g, r, c, *, lr=1e-2, beta=0.9, eps=1e-6):
     c = beta * c + (1 - beta) * mean(g * g, "column")
     u = g / maximum(sqrt(r * c / mean(r)), eps)
     return p - lr * u / maximum(1.0, rms(u)), r, c
+
+
+@fo.rule
+def old_and_new(p, g, m, *, lr=1e-2, beta=0.9):
+    """Totals of names that change afterwards, in the same pass."""
+    a, b, c = total(m * g), norm(m), total(g, "all")
+    g = g + 0.1 * p
+    m = beta * m + (1 - beta) * g
+    return p - lr * (m + (a + c) * g / (b + norm(m) + 1)), m
 
 
 @fo.rule
@@ -80,7 +91,7 @@ def drawn(shape, dtype, steps=3, seed=0):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
-    "rule", [trust, chained, factored, by_rows, everywhere, counted_from_one], ids=lambda r: r.name
+    "rule", [trust, chained, factored, by_rows, old_and_new, everywhere, counted_from_one], ids=lambda r: r.name
 )
 def test_passes_equal_the_formula_on_arrays(rule, dtype):
     eps = np.finfo(dtype).eps
@@ -170,6 +181,13 @@ def test_empty_matrices_have_totals_of_zero(shape):
     with np.errstate(all="ignore"):
         for rule in (trust, factored, by_rows):
             rule(p).step(np.ones(shape, np.float32))
+
+
+def test_the_one_chunk_of_an_empty_matrix_has_its_part_of_the_sums_of_columns():
+    lowered = lower(factored, ())
+    (mine,) = scratch.buffers(lowered, [np.ones((0, 3), np.float32)])
+    (part,) = [a for n, a in mine.items() if n.startswith("partial")]
+    assert part.size == 3, "the kernel clears it"
 
 
 @pytest.mark.parametrize(

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 import fastopt
 from fastopt import state
+from fastopt.averages import SHOWN, TURNING
 from fastopt.checkpoint import files, format, tree
 from fastopt.checkpoint.digest import described, digest
 from fastopt.checkpoint.files import Damaged
 from fastopt.errors import CheckpointError, listing
 from fastopt.groups import Settings
-from fastopt.plan import Segment
 
 if TYPE_CHECKING:
     from fastopt.optimizer import Optimizer
@@ -48,8 +48,7 @@ def captured(opt: Optimizer, params: bool, extra: Any) -> Iterator[memoryview]:
         format.code(name, a)
         tensors[name] = a.copy()
     with opt._alone():
-        if opt.torn:
-            opt._torn()
+        opt._catch_up()
         saved, settings = state.save(opt._settings, opt._segments, opt._clock, params=params), opt._settings
         run = {
             "fastopt": fastopt.__version__,
@@ -114,21 +113,21 @@ def load(
     """
     with opt._alone():
         settings = opt._settings
+        if opt._clock[1] in (SHOWN, TURNING):
+            opt._refuse()
         with files.opened(path) as file:
             header = format.header(file)
             seen = _saved(file, header, {n: _ghost(file, n, e) for n, e in header.tensors.items()})
-            if problems := _differences(seen, settings, opt._segments, params, rule_changed):
-                listed = "".join(f"\n  - {p}" for p in problems)
-                raise CheckpointError(f"{file.path} does not fit this `{settings.title}` optimizer:{listed}")
+            _compare(file, seen, opt, params, rule_changed)
             saved = _saved(file, header, format.tensors(file, header))
+            _compare(file, saved, opt, params, rule_changed)  # the values, too
         if params is False:
             saved.state.pop("params", None)
         for text in _other_schedules(saved, settings):
             warnings.warn(text, UserWarning, stacklevel=3)
         if accept is not None:
             accept(saved.extra)
-        state.load(saved.state, settings, opt._segments, opt._clock)
-        opt._plan = None
+        opt._take(saved.state)
         return saved.extra
 
 
@@ -148,13 +147,12 @@ def _ghost(file: files.File, name: str, entry: format.Entry) -> np.ndarray:
         file.refuse(f"tensor {name!a} has a shape that no array has")
 
 
-def _differences(
-    saved: Saved, settings: Settings, segments: Sequence[Segment], params: bool | None, rule_changed: bool
-) -> list[str]:
-    content = dict(saved.state)
+def _compare(file: files.File, saved: Saved, opt: Optimizer, params: bool | None, rule_changed: bool) -> None:
+    """Raise `CheckpointError` with everything that keeps the file from being loaded."""
+    settings, content = opt._settings, dict(saved.state)
     if params is False:
         content.pop("params", None)
-    problems = state.differences(content, settings, segments)[0]
+    problems = state.differences(content, settings, opt._segments)[0]
     if params and "params" not in content:
         problems.append("parameters: not in the file; it was saved without params=True")
     was = _table(saved.run.get("members"))
@@ -172,7 +170,9 @@ def _differences(
                 f"{group.get('digest')}, it is {digest(rule)}). If the state still means the same, load it with "
                 "rule_changed=True"
             )
-    return list(dict.fromkeys(problems))
+    if problems:
+        listed = "".join(f"\n  - {p}" for p in dict.fromkeys(problems))
+        raise CheckpointError(f"{file.path} does not fit this `{settings.title}` optimizer:{listed}")
 
 
 def _other_schedules(saved: Saved, settings: Settings) -> list[str]:

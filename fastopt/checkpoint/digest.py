@@ -28,9 +28,8 @@ def digest(rule: Rule) -> str:
     Spaces, comments, docstrings, annotations and the name by which a function was imported do not count; the names of
     variables do. A function of matrices counts by its name alone.
     """
-    body = rule.source.tree.body
-    if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-        body = body[1:]
+    texts = [s for s in rule.source.tree.body if isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)]
+    body = [s for s in rule.source.tree.body if s not in texts]  # a wrapped rule may have several docstrings
     stored = {n.id for s in body for n in ast.walk(s) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     known = stored | {"p", "g", "t", MATRIX, *rule.state, *rule.schema}
     content = [

@@ -31,6 +31,11 @@ def columns(lowered: Lowered, lines: Iterable[str], form: str) -> list[str]:
     return [f"{n} = {form.format(f'hyper[group, {k}]')}" for k, n in enumerate(names(lowered)) if n in named]
 
 
+def totals(lowered: Lowered) -> int:
+    """How many columns `partials` has."""
+    return 1 + max((n.total[0] for q in lowered.passes for n, _ in q.totals if n.total), default=-1)
+
+
 def names(lowered: Lowered) -> list[str]:
     """Names of the columns of `hyper`, in order."""
     return ["scale", *(c.name for c in lowered.columns)]
@@ -50,9 +55,12 @@ def imports(lowered: Lowered) -> str:
 
 def functions(lowered: Lowered, decorator: str) -> str:
     """Definitions of the other functions the statements call; those on numbers compute in float64."""
-    elements = [math.SCALAR[n] for n in _called(lowered.functions) if n in math.SCALAR]
-    numbers = [wide(math.SCALAR[n], lowered) for n in _called(lowered.number_functions) if n in math.SCALAR]
-    return "".join(f"\n\n{decorator}\n{text}\n" for text in elements + numbers)
+    called = _called(lowered.functions)
+    beside = "".join(f"\n{math.BESIDE[n]}" for n in called if n in math.BESIDE)
+    elements = [math.SCALAR[n] for n in called if n in math.SCALAR]
+    of_numbers = math.SCALAR | math.OF_NUMBERS
+    numbers = [wide(of_numbers[n], lowered) for n in _called(lowered.number_functions) if n in math.SCALAR]
+    return beside + "".join(f"\n\n{decorator}\n{text}\n" for text in elements + numbers)
 
 
 def wide(text: str, lowered: Lowered) -> str:

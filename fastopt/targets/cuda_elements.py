@@ -1,0 +1,124 @@
+"""What a pass does to an element on CUDA: a function, and the lines that call it for one element or several."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastopt.lower import Lowered
+from fastopt.passes import Number, Pass
+from fastopt.statements import Level
+from fastopt.targets import text
+
+_UPDATE = """
+
+@cuda.jit(device=True)
+def update_{name}({arguments}):
+{body}
+    return {results}
+"""
+
+
+@dataclass(frozen=True)
+class Elements:
+    """What a pass does to an element: the function that a kernel calls for each, and the buffers around it."""
+
+    name: str
+    lowered: Lowered
+    q: Pass
+    of: dict[str, np.dtype]  # the dtype of every buffer
+
+    @property
+    def buffers(self) -> list[str]:
+        """What is loaded or stored."""
+        return list(dict.fromkeys([b for _, b in self.q.loads] + [b for b, _ in self.q.stores]))
+
+    @property
+    def lanes(self) -> int:
+        """Elements of the widest access."""
+        return 16 // min((self.of[b].itemsize for b in self.buffers), default=16)
+
+    def sums(self, *levels: Level) -> list[tuple[Number, str]]:
+        """The totals that end the pass: of parameters (REDUCED), rows, columns."""
+        return [(n, value) for n, value in self.q.totals if n.level in levels]
+
+    @property
+    def _lines(self) -> list[str]:
+        """The statements on an element."""
+        loads = [(local, text.load(b, local, self.of[b] != self.of["p"])) for local, b in self.q.loads]
+        return [f"{local} = {value}" for local, value in loads if local != value] + list(self.q.body)
+
+    @property
+    def _results(self) -> list[str]:
+        stores = [text.result(b, value) for b, value in self.q.stores]
+        return stores + [f"wide({value})" for _, value in self.q.totals]
+
+    @property
+    def columns(self) -> list[tuple[int, str]]:
+        """(k, name) of the columns of `hyper` that the statements name."""
+        named = text.words([*self._lines, *self._results])
+        return [(k, n) for k, n in enumerate(text.names(self.lowered)) if n in named]
+
+    def function(self) -> str:
+        given = [local for local, _ in self.q.loads] + [n.name for n in self.q.uses] + [n for _, n in self.columns]
+        return _UPDATE.format(
+            name=self.name,
+            arguments=", ".join(given),
+            body=text.indent(self._lines or ["pass"], 4),
+            results=listing(self._results),
+        )
+
+    def lines(self, n: int) -> list[str]:
+        """Load n elements of every buffer, from `i` on, update each, store and add up."""
+        of, stores, totals = self.of, [b for b, _ in self.q.stores], [slot(t) for t, _ in self.q.totals]
+        lines = [f"{local}_in = {of[b]}_load({b}_at, i, {n})" for local, b in self.q.loads]
+        for k in range(n):
+            given = [f"{local}_in[{k}]" for local, _ in self.q.loads]
+            given += [_at(u, k) if u.level is Level.COLUMN else u.name for u in self.q.uses]
+            given += [name for _, name in self.columns]
+            results = listing([f"{b}_out{k}" for b in stores] + [f"total{t}_out{k}" for t in totals])
+            lines.append(f"{results} = update_{self.name}({', '.join(given)})")
+        lines += [f"{of[b]}_store({b}_at, i, ({listing(f'{b}_out{k}' for k in range(n))}))" for b in stores]
+        flat = [slot(t) for t, _ in self.sums(Level.REDUCED, Level.ROW)]
+        lines += [f"sum{t} += total{t}_out{k}" for t in flat for k in range(n)]
+        return lines + columns_lines([slot(t) for t, _ in self.sums(Level.COLUMN)], n, self.lanes)
+
+
+def columns_lines(slots: list[int], n: int, lanes: int) -> list[str]:
+    """Add what `n` elements, from column `j` on, give to the sums of their columns."""
+    if not slots:
+        return []
+    lines = ["if narrow:"]
+    for c, t in enumerate(slots):
+        lines += [
+            f"    seats[np.uint64({c}), thread * np.uint64({lanes}) + np.uint64({k})] += total{t}_out{k}"
+            for k in range(n)
+        ]
+    lines.append("else:")
+    for t in slots:
+        for k in range(n):
+            old = f"float64_load(partial{t}_at, part + j + np.uint64({k}), 1)[0]"
+            lines.append(f"    float64_store(partial{t}_at, part + j + np.uint64({k}), ({old} + total{t}_out{k},))")
+    return lines
+
+
+def misaligned(it: Elements) -> str:
+    """A test: is some buffer's element `lo` off a 16-byte boundary?"""
+    places = [f"({b}_at + lo * np.uint64({it.of[b].itemsize}))" for b in it.buffers]
+    return f"({' | '.join(places) or 'np.uint64(0)'}) & np.uint64(15) != np.uint64(0)"
+
+
+def listing(items: Iterable[str]) -> str:
+    """A tuple without parentheses."""
+    items = list(items)
+    return f"{items[0]}," if len(items) == 1 else ", ".join(items)
+
+
+def slot(n: Number) -> int:
+    """Which of the rule's totals a number is."""
+    assert n.total is not None
+    return n.total[0]
+
+
+def _at(n: Number, k: int) -> str:
+    return f"real(float64_load({n.vector}_at, j + np.uint64({k}), 1)[0])"
