@@ -258,7 +258,7 @@ BAD = {
     "def x(p, z):\n    z = z + p\n    return z": "assigns to `z`",
     "def x(p, n):\n    return p + n": "reads the state `n`, which is no buffer of the parameter's shape",
     "def x(p, s):\n    return p + s": "reads the state `s`, which not every switch setting has",
-    "y": "has the view 'y'; expected one of its states",
+    "y": "takes `y`, which `base` does not have",
 }
 
 
