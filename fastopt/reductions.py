@@ -23,16 +23,19 @@ class Reductions(Expressions):
         if name == "size":
             if not (isinstance(node.args[0], ast.Name) and node.args[0].id in ("p", "g", *self.rule.state)):
                 self.source.refuse(node, f"asks for `{ast.unparse(node)}`; expected size(p).")
-            return self.count("count")
+            name = _OVER[self.over(node)][1]
+            if not name:
+                self.source.refuse(node, f"asks for `{ast.unparse(node)}`; expected size(p), of a parameter.")
+            return self.count(name)
         over = self.over(node)
         value = self.expr(node.args[0])
         if value.level is not Level.ELEMENT and not (value.level in VECTORS and over == "parameter"):
-            self.source.refuse(node, f"has `{ast.unparse(node)}`, of what is the same number for every element.")
+            self.doubts.append((node, f"has `{ast.unparse(node)}`, of what is the same number for every element."))
         level, divisor = _OVER[over]
-        summed = self.number(value, value.level)
+        # a name of its own: additions stand at the end of a loop, after later assignments to the names in it
+        summed = self.hold(Value(self.number(value, value.level), value.level)).node
         if name in ("norm", "rms"):  # float32 squares overflow; in float64 they are exact
-            x = summed if isinstance(summed, ast.Name) else self.hold(Value(summed, value.level)).node
-            summed = ast.BinOp(call("wide", x), ast.Mult(), call("wide", x))
+            summed = ast.BinOp(call("wide", summed), ast.Mult(), call("wide", summed))
         if value.level in VECTORS:
             divisor = "rows" if value.level is Level.ROW else "columns"
             result = Value(self.statements.add("x", summed, level, inner=value.level), level)

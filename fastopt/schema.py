@@ -154,7 +154,8 @@ class Rule:
         kind = inspect.Parameter.KEYWORD_ONLY
         own = [inspect.Parameter(n, kind, default=h.default) for n, h in self.schema.items()]
         common = [
-            inspect.Parameter(n, kind, default=d) for n, d in (("maximize", False), ("groups", ()), ("device", "auto"))
+            inspect.Parameter(n, kind, default=d)
+            for n, d in (("maximize", False), ("groups", ()), ("device", "auto"), ("sparse", "lazy"))
         ]
         return inspect.Signature([inspect.Parameter("params", inspect.Parameter.POSITIONAL_ONLY), *own, *common])
 
