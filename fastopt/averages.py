@@ -40,6 +40,7 @@ class Averages:
         _list: Any
 
         def _replaced(self) -> NoReturn: ...
+        def _catch_up(self) -> None: ...
         def _torn(self) -> NoReturn: ...
 
     def eval(self) -> None:
@@ -56,8 +57,7 @@ class Averages:
         with self._alone():
             if self._clock[_DIRTY] == SHOWN:
                 return
-            if self._clock[_DIRTY]:
-                self._torn()
+            self._catch_up()
             if self._leaves and not all(map(is_, self._list(self.params), self._leaves)):
                 self._replaced()
             clock = self._clock.copy()  # of the step that has been done last
@@ -114,7 +114,7 @@ class Averages:
             kinds.append(segment.array.dtype.char if view is not None and moved else "")
             segments.append(segment)
         missed = (clock[_T] + 1 - clock[_STEPS:]).tolist()
-        return plan.build(settings, segments, tuple(kinds), missed)
+        return plan.build(settings, segments, tuple(kinds), missed, {}, "lazy")
 
     def _restore(self) -> None:
         for segment, kept in zip(self._segments, self._aside or (), strict=True):
