@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.schema import Rule
+from fastopt.schema import MATRIX, Rule
 
 Step = Callable[[], object]
 
@@ -15,10 +15,15 @@ Step = Callable[[], object]
 def numpy_naive(rule: Rule, p: np.ndarray, g: np.ndarray, state: Sequence[str], **given: Any) -> Step:
     """The formula applied to whole arrays, as one writes it first: a temporary per operation."""
     h, steps = rule.hyper | given, count(1)
-    now = [p, *(np.zeros_like(p) if name in state else np.zeros((), p.dtype) for name in rule.state)]
+    # the first step, which is not timed, gives each state its shape: that of p, a number per row, one number
+    starts = ((rule.init.get(name, 0.0), name) for name in rule.state)
+    now = [p, *(p if s == "p" else np.full((), h.get(s, s), p.dtype) for s, name in starts)]
+    supplied = {"matrix": p.ndim == 2} if MATRIX in rule.switches else {}
 
     def step() -> None:
-        new = rule.formula(now[0], g, *now[1:], **h, **({"t": next(steps)} if rule.timed else {}))
+        if rule.timed:
+            supplied["t"] = next(steps)
+        new = rule.formula(now[0], g, *now[1:], **h, **supplied)
         now[:] = new if isinstance(new, tuple) else (new,)
 
     return step
