@@ -132,13 +132,16 @@ PAIRS = [
         shapes=("w", "b", "scalar"),
     ),
     optaxs(
-        "sps", "polyak_sgd", dict(lr=0.05, f_star=0.1, c=1.0, eps=0.5), dict(max_learning_rate=0.05, f_min=0.1, eps=0.5)
+        "sps",
+        "polyak_sgd",
+        dict(lr=0.05, f_star=0.1, c=1.0, eps=0.5),
+        dict(max_learning_rate=0.05, f_min=0.1, eps=0.5, variant="sps+"),  # no step back where the loss is below f*
     ),
     optaxs(
         "polyak",
         "polyak_sgd",
-        dict(lr=0.1, f_star=0.1, eps=0.5),
-        dict(max_learning_rate=1e9, scaling=0.1, f_min=0.1, eps=0.5),
+        dict(f_star=0.1, eps=0.5),
+        dict(max_learning_rate=1e9, f_min=0.1, eps=0.5, variant="sps+"),
     ),
     of("dog", "dog", "DoG", DOG),
     of("ldog", "dog", "LDoG", DOG),
