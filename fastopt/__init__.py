@@ -22,6 +22,7 @@ from fastopt.groups import Group
 from fastopt.minimize import minimize
 from fastopt.optimizer import Optimizer
 from fastopt.pack import pack
+from fastopt.rows import rows
 from fastopt.rule import rule
 from fastopt.rules import (
     adabelief,
@@ -47,6 +48,7 @@ from fastopt.rules import (
     lion,
     madgrad,
     mars,
+    muon,
     nadam,
     novograd,
     polyak,
@@ -56,18 +58,23 @@ from fastopt.rules import (
     radam,
     rmsprop,
     rprop,
+    schedule_free_adamw,
+    schedule_free_sgd,
     sgd,
     sgld,
+    shampoo,
     signsgd,
     signum,
+    soap,
     sophia,
     sps,
     yogi,
 )
-from fastopt.schema import Domain, Fraction, NonNegative, Rule
+from fastopt.schema import Domain, Fraction, NonNegative, OpenFraction, Rule
 from fastopt.scipy_bridge import scipy_method
 from fastopt.source import source
 from fastopt.threads import set_num_threads
+from fastopt.wrappers import cautious, clip_value, grokfast
 
 if TYPE_CHECKING:
     from fastopt.rules import keras, optax
@@ -90,6 +97,7 @@ __all__ = [
     "Minibatches",
     "NonFiniteError",
     "NonNegative",
+    "OpenFraction",
     "Optimizer",
     "Restarts",
     "Rule",
@@ -109,9 +117,12 @@ __all__ = [
     "ademamix",
     "adopt",
     "asgd",
+    "cautious",
+    "clip_value",
     "dadapt_adam",
     "dog",
     "ftrl",
+    "grokfast",
     "keras",
     "lamb",
     "laprop",
@@ -123,6 +134,7 @@ __all__ = [
     "math",
     "minibatches",
     "minimize",
+    "muon",
     "nadam",
     "novograd",
     "optax",
@@ -133,15 +145,20 @@ __all__ = [
     "qhm",
     "radam",
     "rmsprop",
+    "rows",
     "rprop",
     "rule",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
     "schedules",
     "scipy_method",
     "set_num_threads",
     "sgd",
     "sgld",
+    "shampoo",
     "signsgd",
     "signum",
+    "soap",
     "sophia",
     "source",
     "sps",

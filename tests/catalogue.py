@@ -50,9 +50,16 @@ class Case:
         return "-".join([self.rule, *(n for n, v in self.hyper.items() if v is True)])
 
 
-MODULES = ["oracles_core", "oracles_elementwise", "oracles_totals", "oracles_readings"]
+MODULES = [
+    "oracles_core",
+    "oracles_elementwise",
+    "oracles_totals",
+    "oracles_matrices",
+    "oracles_readings",
+    "oracles_schedule_free",
+]
 
 
 def cases() -> list[Case]:
     """All of them, each module's in its order."""
-    return [case for name in MODULES for case in importlib.import_module(name).CASES]
+    return [case for name in FAMILIES for case in importlib.import_module(f"oracles_{name}").CASES]

@@ -1,7 +1,7 @@
 """What fastopt is measured against: the same rules in plain NumPy, as the formula and by hand, and in torch."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -12,21 +12,29 @@ from fastopt.schema import MATRIX, Rule
 Step = Callable[[], object]
 
 
-def numpy_naive(rule: Rule, p: np.ndarray, g: np.ndarray, state: Sequence[str], **given: Any) -> Step:
-    """The formula applied to whole arrays, as one writes it first: a temporary per operation."""
+def numpy_naive(
+    rule: Rule, p: np.ndarray, g: np.ndarray, state: Sequence[str] | Mapping[str, np.ndarray], **given: Any
+) -> Step:
+    """The formula applied to whole arrays, as one writes it first: a temporary per operation.
+
+    `state`: the names of the states there are, which start at 0, or what they start as.
+    """
     h, steps = rule.hyper | given, count(1)
-    # the first step, which is not timed, gives each state its shape: that of p, a number per row, one number
-    starts = ((rule.init.get(name, 0.0), name) for name in rule.state)
-    now = [p, *(p if s == "p" else np.full((), h.get(s, s), p.dtype) for s, name in starts)]
-    supplied = {"matrix": p.ndim == 2} if MATRIX in rule.switches else {}
+    if MATRIX in rule.switches:
+        h[MATRIX] = p.ndim == 2
+    fresh = rule(p.copy(), **given).state if state else {}
+    now = [p, *(_start(fresh[name], p.dtype) if name in state else 0.0 for name in rule.state)]
 
     def step() -> None:
-        if rule.timed:
-            supplied["t"] = next(steps)
-        new = rule.formula(now[0], g, *now[1:], **h, **supplied)
+        new = rule.formula(now[0], g, *now[1:], **h, **({"t": next(steps)} if rule.timed else {}))
         now[:] = new if isinstance(new, tuple) else (new,)
 
     return step
+
+
+def _start(state: np.ndarray, dtype: np.dtype) -> np.ndarray | float:
+    # a number as NumPy would have it: an array of no dimensions would widen the float32 arrays it meets
+    return state.astype(dtype) if state.ndim else float(state)
 
 
 def numpy_out(rule: Rule, p: np.ndarray, g: np.ndarray, state: Sequence[str], **given: Any) -> Step | None:
