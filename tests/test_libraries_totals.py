@@ -134,14 +134,14 @@ PAIRS = [
     optaxs(
         "sps",
         "polyak_sgd",
-        dict(lr=0.05, f_star=0.1, c=1.0, eps=0.5),
-        dict(max_learning_rate=0.05, f_min=0.1, eps=0.5, variant="sps+"),  # no step back where the loss is below f*
+        dict(lr=0.05, f_star=10.0, c=1.0, eps=0.5),
+        dict(max_learning_rate=0.05, f_min=10.0, eps=0.5, variant="sps+"),  # no step back where the loss is below f*
     ),
     optaxs(
         "polyak",
         "polyak_sgd",
-        dict(f_star=0.1, eps=0.5),
-        dict(max_learning_rate=1e9, f_min=0.1, eps=0.5, variant="sps+"),
+        dict(f_star=10.0, eps=0.5),
+        dict(max_learning_rate=1e9, f_min=10.0, eps=0.5, variant="sps+"),
     ),
     of("dog", "dog", "DoG", DOG),
     of("ldog", "dog", "LDoG", DOG),
@@ -173,7 +173,7 @@ def drawn(shapes):
     start = {n: np.asarray(rng.normal(size=s)) for n, s in sizes.items()}
     steps = [
         (
-            float(rng.uniform(0.0, 3.0)),  # below the smallest loss, too
+            float(rng.uniform(0.0, 300.0)),  # below the smallest loss, too
             {
                 n: np.asarray(scale[n] * (drift[n] + rng.normal(size=s)) * (rng.random(s) > 0.1))
                 for n, s in sizes.items()
