@@ -3,8 +3,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fastopt import math, schedules
+from fastopt import checkpoint, math, schedules
 from fastopt.callbacks import EarlyStopping, KeepBest, Restarts, Target
+from fastopt.checkpoint.callback import Checkpoint
 from fastopt.data import Minibatches, minibatches
 from fastopt.errors import (
     ArrayTypeError,
@@ -83,6 +84,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArrayTypeError",
+    "Checkpoint",
     "CheckpointError",
     "ConcurrentUseError",
     "ConfigError",
@@ -118,6 +120,7 @@ __all__ = [
     "adopt",
     "asgd",
     "cautious",
+    "checkpoint",
     "clip_value",
     "dadapt_adam",
     "dog",
