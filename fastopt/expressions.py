@@ -20,6 +20,7 @@ RESERVED = frozenset(
     "work hyper addresses tasks task chunk clock last lo hi segment group i scale "
     "real tiny flush kernel np njit prange types "
     "parameters reduced partials lanes parameter first width row start rows columns j wide count clear fold "
+    "noise_key key "
     "n_chunks n_parameters control thread threads blocks entry table column numbers sums head end rest part step whole "
     "n_elements n_rows n_columns vectors across shift down mine line narrow seats seat d block_total update".split()
 )
@@ -44,6 +45,7 @@ class Expressions:
         self.rule, self.source, self.chosen, self.squares = rule, rule.source, chosen, squares
         self.columns: dict[str, Column] = {}  # by expression
         self.statements = Statements()
+        self.noises: dict[str, str] = {}  # key -> its seed
         self.functions: dict[Level, set[str]] = {level: set() for level in Level}  # what statements of a level call
         self.untouched = set(rule.state)  # states that still hold what the last step left
         self.read: set[str] = set()
@@ -150,7 +152,7 @@ class Expressions:
                 and isinstance(power.right, ast.Name)
                 and power.right.id == "t"
             ):
-                return Value(call("bias_correction", power.left, power.right), level)
+                return Value(call("bias_correction_", power.left, power.right), level)
             return Value(ast.BinOp(left.node, node.op, right.node), level)
         if isinstance(node.op, ast.Div) and right.level < level:  # a division per element becomes a product
             one = ast.Constant(1) if right.staged else call("real", ast.Constant(1))
@@ -212,6 +214,8 @@ class Expressions:
             return self.on_IfExp(ast.copy_location(ast.IfExp(*node.args), node))
         if name == "size" or name in math.REDUCTIONS:
             return self.reduction(node, name)
+        if name == "normal":
+            return self.normal(node)
         values = [self.expr(a) for a in node.args]
         level = join(*(v.level for v in values))
         if level is Level.STAGED:
@@ -220,6 +224,15 @@ class Expressions:
             return self.power(values[0], Value(ast.Constant(2), Level.STAGED), level)
         self.functions[level].add(name)
         return Value(call(name, *(self.number(v, level) for v in values)), level, name == "isfinite")
+
+    def normal(self, node: ast.Call) -> Value:
+        """A random number for each element, by a key that a chunk computes."""
+        like, seed = (self.expr(a) for a in node.args)
+        if like.level is not Level.ELEMENT or not seed.staged:
+            self.source.refuse(node, f"has `{ast.unparse(node)}`; expected normal(p, seed), the seed a hyperparameter.")
+        key = f"noise{len(self.noises)}"
+        self.noises[key] = ast.unparse(self.number(seed, Level.ELEMENT))
+        return Value(call("normal", ast.Name(key), ast.Name("i")), Level.ELEMENT)
 
     def reduction(self, node: ast.Call, name: str) -> Value:
         """A call of total, mean, norm, rms or size."""
@@ -272,7 +285,7 @@ class Expressions:
 
 def _taken(name: str) -> bool:
     """Is it a word of the kernel, or like names that the compiler makes up?"""
-    made = r"(k|x|total|sum|matrix|scratch|vector|partial|all)\d+|\w+_at"
+    made = r"(k|x|total|sum|matrix|scratch|vector|partial|all|noise)\d+|\w+_at"
     return name in RESERVED or name.endswith("_") or re.fullmatch(made, name) is not None
 
 

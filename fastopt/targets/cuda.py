@@ -104,7 +104,11 @@ def _helpers(kernels: str) -> str:
     words = text.words([kernels])
     accesses = [f"{d}_{what}" for d in ("float32", "float64") for what in ("load", "store")]
     lines = ""
-    for module, names in (("cuda_sums", ["block_total", "fold"]), ("vectors", accesses)):
+    for module, names in (
+        ("cuda_sums", ["block_total", "fold"]),
+        ("noise", ["noise_key", "normal"]),
+        ("vectors", accesses),
+    ):
         if used := [n for n in names if n in words]:
             lines += f"from fastopt.targets.{module} import {', '.join(used)}\n"
     return lines
