@@ -285,7 +285,7 @@ class Expressions:
 
 def _taken(name: str) -> bool:
     """Is it a word of the kernel, or like names that the compiler makes up?"""
-    made = r"(k|x|total|sum|matrix|scratch|vector|partial|all|noise)\d+|\w+_at"
+    made = r"(k|u|x|total|sum|matrix|scratch|vector|partial|all|noise)\d+|\w+_at"
     return name in RESERVED or name.endswith("_") or re.fullmatch(made, name) is not None
 
 
