@@ -85,7 +85,7 @@ def train(args: argparse.Namespace) -> int:
             models,
             rules,
             epochs=epochs,
-            batch_size=args.batch_size or contest.BATCH_SIZE,
+            batch_size=args.batch_size,
             lr=args.lr,
             seed=args.seed,
             watch=watch,

@@ -129,8 +129,12 @@ class Settings:
 
     def lowered(self, k: int, param: np.ndarray) -> Lowered:
         """The lowered rule of parameter `k`."""
-        rule = self.rule(k)
-        return lower(rule, (*self.switches(self.of[k]), *((n, param.ndim == 2) for n in rule.switches if n == MATRIX)))
+        return lower(self.rule(k), self.chosen(k, param))
+
+    def chosen(self, k: int, param: np.ndarray) -> tuple[tuple[str, bool], ...]:
+        """(name, truth) of all switches of the rule of parameter `k`."""
+        supplied = ((n, param.ndim == 2) for n in self.rule(k).switches if n == MATRIX)
+        return (*self.switches(self.of[k]), *supplied)
 
     def rule(self, k: int) -> Rule:
         """The rule of parameter `k`."""

@@ -113,7 +113,7 @@ def _check_names(rule: Rule, hyper: Mapping[str, Any]) -> None:
             f"loop yourself with {rule.name}(params, maximize=True)."
         )
     options = list(minimize.__kwdefaults__ or {})
-    for name in sorted(hyper.keys() - rule.schema.keys() - {"device"}):
+    for name in sorted(hyper.keys() - rule.schema.keys() - {"device", "sparse"}):
         better = hint(name, [*options, *rule.schema])
         better = better or f" The options are {listing(options, 99)}; its own are {listing(rule.schema, 99)}."
         raise ConfigError(f"minimize: `{name}` is no option, and no hyperparameter of `{rule.name}`.{better}")

@@ -17,6 +17,7 @@ from fastopt.plan import Segment
 from fastopt.statements import Level
 
 FORMAT = 1
+ROW_STEPS = "row_steps"  # int64 (n_rows,): the steps of each row, where rows count their own
 
 
 def allocate(settings: Settings, owned: Sequence[np.ndarray]) -> tuple[list[Segment], list[np.ndarray]]:
@@ -82,6 +83,11 @@ def _start(view: np.ndarray, settings: Settings, name: str, k: int, param: np.nd
         view[...] = start
 
 
+def names_of(settings: Settings, segments: Sequence[Segment]) -> tuple[str, ...]:
+    """The states there are, the rules' own first."""
+    return tuple(dict.fromkeys([*settings.states, *(s for segment in segments for s in segment.state)]))
+
+
 def save(settings: Settings, segments: Sequence[Segment], clock: np.ndarray) -> dict:
     """Everything a run needs to go on, apart from the parameters: plain dicts, numbers and copies of arrays."""
     names = settings.names
@@ -92,7 +98,7 @@ def save(settings: Settings, segments: Sequence[Segment], clock: np.ndarray) -> 
         "steps": {n: int(c) for n, c in zip(names, clock[2:], strict=True)},
         "state": {
             s: {n: segment.state[s].copy() for n, segment in zip(names, segments, strict=True) if s in segment.state}
-            for s in settings.states
+            for s in names_of(settings, segments)
         },
         "hyper": settings.state_dict(),
     }
@@ -118,7 +124,7 @@ def load(saved: Any, settings: Settings, segments: Sequence[Segment], clock: np.
     ]
     pairs = []
     states = saved["state"] if isinstance(saved["state"], Mapping) else {}
-    for s in {**dict.fromkeys(settings.states), **dict.fromkeys(states)}:
+    for s in {**dict.fromkeys(names_of(settings, segments)), **dict.fromkeys(states)}:
         given = states.get(s, {})
         wanted = {n: seg.state[s] for n, seg in zip(names, segments, strict=True) if s in seg.state}
         for n in {**wanted, **given}:
@@ -129,6 +135,8 @@ def load(saved: Any, settings: Settings, segments: Sequence[Segment], clock: np.
             if not isinstance(a, np.ndarray) or a.shape != wanted[n].shape or a.dtype != wanted[n].dtype:
                 found = f"{a.dtype} {a.shape}" if isinstance(a, np.ndarray) else type(a).__name__
                 problems.append(f"state `{s}` of `{n}`: {found}, expected {wanted[n].dtype} {wanted[n].shape}")
+            elif s == ROW_STEPS and _count(t) and a.size and not 0 <= a.min() <= a.max() <= t:
+                problems.append(f"state `{s}` of `{n}`: {a.min()} to {a.max()}, expected 0..{t}")
             else:
                 pairs.append((wanted[n], a))
     problems += settings.compare(saved["hyper"])

@@ -50,7 +50,7 @@ class Case:
         return "-".join([self.rule, *(n for n, v in self.hyper.items() if v is True)])
 
 
-MODULES = ["oracles_core", "oracles_elementwise", "oracles_readings"]
+MODULES = ["oracles_core", "oracles_elementwise", "oracles_totals", "oracles_readings", "oracles_schedule_free"]
 
 
 def cases() -> list[Case]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.schema import Rule
+from fastopt.schema import MATRIX, Rule
 
 Step = Callable[[], object]
 
@@ -15,13 +15,21 @@ Step = Callable[[], object]
 def numpy_naive(rule: Rule, p: np.ndarray, g: np.ndarray, state: Sequence[str], **given: Any) -> Step:
     """The formula applied to whole arrays, as one writes it first: a temporary per operation."""
     h, steps = rule.hyper | given, count(1)
-    now = [p, *(np.zeros_like(p) if name in state else np.zeros((), p.dtype) for name in rule.state)]
+    if MATRIX in rule.switches:
+        h[MATRIX] = p.ndim == 2
+    fresh = rule(p.copy(), **given).state if state else {}
+    now = [p, *(_start(fresh[name], p.dtype) if name in state else 0.0 for name in rule.state)]
 
     def step() -> None:
         new = rule.formula(now[0], g, *now[1:], **h, **({"t": next(steps)} if rule.timed else {}))
         now[:] = new if isinstance(new, tuple) else (new,)
 
     return step
+
+
+def _start(state: np.ndarray, dtype: np.dtype) -> np.ndarray | float:
+    # a number as NumPy would have it: an array of no dimensions would widen the float32 arrays it meets
+    return state.astype(dtype) if state.ndim else float(state)
 
 
 def numpy_out(rule: Rule, p: np.ndarray, g: np.ndarray, state: Sequence[str], **given: Any) -> Step | None:
