@@ -9,6 +9,7 @@ import pytest
 import fastopt as fo
 from fastopt.errors import DeviceError
 from fastopt.lower import lower
+from fastopt.schema import MATRIX
 from fastopt.targets import cuda, toolkit
 
 try:
@@ -23,10 +24,10 @@ F4, F8 = np.dtype("f4"), np.dtype("f8")
 
 
 def variants(rules):
-    """(rule, switches): none on, all on, and each alone."""
+    """(rule, switches): all off, all on, and for matrices alone."""
     for rule in rules:
-        n = len(rule.switches)
-        truths = [(False,) * n, (True,) * n, *(tuple(i == k for i in range(n)) for k in range(n))]
+        matrix = tuple(n == MATRIX for n in rule.switches)
+        truths = [(False,) * len(matrix), (True,) * len(matrix), matrix]
         yield from ((rule, tuple(zip(rule.switches, truth, strict=True))) for truth in dict.fromkeys(truths))
 
 
