@@ -3,8 +3,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fastopt import math, schedules
+from fastopt import checkpoint, math, schedules
 from fastopt.callbacks import EarlyStopping, KeepBest, Restarts, Target
+from fastopt.checkpoint.callback import Checkpoint
 from fastopt.data import Minibatches, minibatches
 from fastopt.errors import (
     ArrayTypeError,
@@ -58,6 +59,8 @@ from fastopt.rules import (
     radam,
     rmsprop,
     rprop,
+    schedule_free_adamw,
+    schedule_free_sgd,
     sgd,
     sgld,
     shampoo,
@@ -68,10 +71,11 @@ from fastopt.rules import (
     sps,
     yogi,
 )
-from fastopt.schema import Domain, Fraction, NonNegative, Rule
+from fastopt.schema import Domain, Fraction, NonNegative, OpenFraction, Rule
 from fastopt.scipy_bridge import scipy_method
 from fastopt.source import source
 from fastopt.threads import set_num_threads
+from fastopt.wrappers import cautious, clip_value, grokfast
 
 if TYPE_CHECKING:
     from fastopt.rules import keras, optax
@@ -80,6 +84,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArrayTypeError",
+    "Checkpoint",
     "CheckpointError",
     "ConcurrentUseError",
     "ConfigError",
@@ -94,6 +99,7 @@ __all__ = [
     "Minibatches",
     "NonFiniteError",
     "NonNegative",
+    "OpenFraction",
     "Optimizer",
     "Restarts",
     "Rule",
@@ -113,9 +119,13 @@ __all__ = [
     "ademamix",
     "adopt",
     "asgd",
+    "cautious",
+    "checkpoint",
+    "clip_value",
     "dadapt_adam",
     "dog",
     "ftrl",
+    "grokfast",
     "keras",
     "lamb",
     "laprop",
@@ -141,6 +151,8 @@ __all__ = [
     "rows",
     "rprop",
     "rule",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
     "schedules",
     "scipy_method",
     "set_num_threads",

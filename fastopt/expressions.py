@@ -135,12 +135,13 @@ class Expressions:
         return Value(ast.UnaryOp(node.op, inner), value.level)
 
     def on_BinOp(self, node: ast.BinOp) -> Value:
-        if type(node.op) not in _ARITHMETIC:
+        left, right = self.expr(node.left), self.expr(node.right)
+        level = join(left.level, right.level)
+        # `t % interval` is for the hyperparameters; of elements it would be slow, and no paper has it
+        if type(node.op) not in _ARITHMETIC and not (isinstance(node.op, ast.Mod) and level is Level.STAGED):
             self.source.refuse(
                 node, f"uses the operator in `{ast.unparse(node)}`; expected one of {' '.join(_ARITHMETIC.values())}."
             )
-        left, right = self.expr(node.left), self.expr(node.right)
-        level = join(left.level, right.level)
         if level is Level.STAGED:
             power = right.node
             if (

@@ -19,7 +19,7 @@ from fastopt.formula import Formula
 from fastopt.matrices import MatrixCall, MatrixFunction
 from fastopt.matrix_calls import MatrixCalls, squares
 from fastopt.passes import Pass, cut
-from fastopt.schema import Hyper, Rule
+from fastopt.schema import MATRIX, Hyper, Rule
 from fastopt.statements import NUMBERS, VECTORS, Level, Value, join
 
 
@@ -47,6 +47,12 @@ class Lowered:
     def shaped(self) -> bool:
         """Does it look at rows or columns?"""
         return any(level in VECTORS for level in self.between.values())
+
+    @property
+    def sided(self) -> bool:
+        """Does it need a matrix: for a function of one, for its rows and columns, or for their number?"""
+        asked = any(n.name in ("rows", "columns") for q in self.passes for n in q.numbers)
+        return bool(self.matrices) or self.shaped or asked
 
     @property
     def squares(self) -> dict[str, str]:
@@ -89,6 +95,11 @@ class Lowered:
     def timed(self) -> int:
         """How many columns change with t; they are the last ones."""
         return sum(c.timed for c in self.columns)
+
+
+def of_matrices(rule: Rule) -> bool:
+    """Does a rule take 2-d parameters alone?"""
+    return lower(rule, tuple((n, n != MATRIX) for n in rule.switches)).sided
 
 
 def switches(source: Formula, schema: Mapping[str, Hyper]) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ LIBM = ("sqrt", "exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "copysign"
 REDUCTIONS = ("total", "mean", "norm", "rms")
 # How many arguments the functions take that do not take one.
 ARITY = {"copysign": (2,), "maximum": (2,), "minimum": (2,), "clip": (3,), "where": (3,), "normal": (2,)} | {
-    n: (1, 2) for n in REDUCTIONS
+    n: (1, 2) for n in (*REDUCTIONS, "size")
 }
 
 
@@ -112,9 +112,9 @@ def rms(x: Any, over: str = "parameter") -> Any:
     return sqrt(mean(np.square(x, dtype=np.float64), over))
 
 
-def size(x: Any) -> int:
-    """The number of elements of a parameter. Give it `p`."""
-    return int(np.size(x))
+def size(x: Any, over: str = "parameter") -> int:
+    """The number of elements of a parameter, or of each of its rows or columns, see `total`. Give it `p`."""
+    return int({"row": np.shape(x)[-1:], "column": np.shape(x)[:1]}.get(over, (np.size(x),))[0])
 
 
 def normal(x: Any, seed: float) -> Any:

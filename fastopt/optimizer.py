@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from fastopt import checkpoint, plan, state, threads
 from fastopt import params as arrays
-from fastopt import plan, state, threads
 from fastopt.averages import SHOWN, TURNING, Averages
 from fastopt.errors import ConcurrentUseError, ConfigError, DeviceError, TornStateError
 from fastopt.gradients import Gradients
@@ -223,11 +223,33 @@ class Optimizer(Averages):
         parameters of other names, shapes or dtypes. Schedules stay those of this optimizer.
         """
         with self._alone():
-            if self._clock[_DIRTY] in (SHOWN, TURNING):
-                self._refuse()
-            state.load(saved, self._settings, self._segments, self._clock)
-            self._plan = None
-            self._touched.clear()  # what was saved had caught up
+            self._take(saved)
+
+    def _take(self, saved: dict[str, Any]) -> None:
+        if self._clock[_DIRTY] in (SHOWN, TURNING):
+            self._refuse()
+        state.load(saved, self._settings, self._segments, self._clock)
+        self._plan = None
+        self._touched.clear()  # what was saved had caught up
+
+    def save(self, path: Any, *, params: bool = False, extra: Any = None) -> None:
+        """Write the state, and with `params=True` the parameters, to a safetensors file; atomic, flushed to the disk.
+
+        `extra`: what else the run needs, a dict of plain values and NumPy arrays, as {"data": batches.state_dict()}.
+        Raises `CheckpointError`, and then the file that was there before is still there, whole.
+        """
+        checkpoint.write(path, checkpoint.captured(self, params, extra))
+
+    def load(self, path: Any, *, params: bool | None = None, rule_changed: bool = False) -> Any:
+        """Take over what `save` wrote, the parameters, too, if they are there; returns `extra`. Ends a torn state.
+
+        params: True if they must be there, False to leave yours alone.
+        rule_changed: go on although the formula of a rule is not the one that the file was saved with.
+
+        Raises `CheckpointError` and changes nothing if the file is damaged or does not fit; then it lists every
+        difference. Warns of schedules that differ: they are not loaded, only their state.
+        """
+        return checkpoint.load(self, path, params, rule_changed)
 
     def _replaced(self) -> NoReturn:
         now = self._list(self.params)

@@ -196,8 +196,8 @@ def build(
     segments: Sequence[Segment],
     kinds: tuple[str, ...],
     missed: Sequence[int],
-    touched: dict[str, Touched],
-    reading: str,
+    touched: dict[str, Touched] | None = None,
+    reading: str = "lazy",
 ) -> Plan:
     """Sort the segments into launches. Compiles what is not compiled yet.
 
@@ -205,7 +205,7 @@ def build(
     `reading` says how rows without one are read.
     """
     epoch = threads.epoch
-    launches = _launches(settings, segments, kinds, missed, touched, reading)
+    launches = _launches(settings, segments, kinds, missed, {} if touched is None else touched, reading)
     scheduled = any(settings.scheduled(row) for launch in launches for row, _ in launch.rows)
     by_row = reading == "row" and any(isinstance(launch, RowsLaunch) for launch in launches)
     steady = not scheduled and not by_row and not any(launch.stages[1].names for launch in launches)

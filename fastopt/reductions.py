@@ -23,7 +23,10 @@ class Reductions(Expressions):
         if name == "size":
             if not (isinstance(node.args[0], ast.Name) and node.args[0].id in ("p", "g", *self.rule.state)):
                 self.source.refuse(node, f"asks for `{ast.unparse(node)}`; expected size(p).")
-            return self.count("count")
+            name = _OVER[self.over(node)][1]
+            if not name:
+                self.source.refuse(node, f"asks for `{ast.unparse(node)}`; expected size(p), of a parameter.")
+            return self.count(name)
         over = self.over(node)
         value = self.expr(node.args[0])
         if value.level is not Level.ELEMENT and not (value.level in VECTORS and over == "parameter"):

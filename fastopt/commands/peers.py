@@ -1,7 +1,7 @@
 """What fastopt is measured against: the same rules in plain NumPy, as the formula and by hand, and in torch."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -12,8 +12,13 @@ from fastopt.schema import MATRIX, Rule
 Step = Callable[[], object]
 
 
-def numpy_naive(rule: Rule, p: np.ndarray, g: np.ndarray, state: Sequence[str], **given: Any) -> Step:
-    """The formula applied to whole arrays, as one writes it first: a temporary per operation."""
+def numpy_naive(
+    rule: Rule, p: np.ndarray, g: np.ndarray, state: Sequence[str] | Mapping[str, np.ndarray], **given: Any
+) -> Step:
+    """The formula applied to whole arrays, as one writes it first: a temporary per operation.
+
+    `state`: the names of the states there are, which start at 0, or what they start as.
+    """
     h, steps = rule.hyper | given, count(1)
     if MATRIX in rule.switches:
         h[MATRIX] = p.ndim == 2

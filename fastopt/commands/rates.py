@@ -59,6 +59,9 @@ SETTINGS: dict[str, Setting] = {
     "ademamix": Setting(3e-3, 3e-3),
     "adan": Setting(5e-3, 3e-3),
     "mars": Setting(5e-3, 3e-3),
+    "muon": Setting(5e-3, 5e-3, vectors="adamw"),
+    "shampoo": Setting(0.1, 0.1, {"interval": 10, "eps": 0.1}, vectors="adamw"),
+    "soap": Setting(3e-3, 3e-3, vectors="adamw"),
 }
 
 

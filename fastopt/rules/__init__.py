@@ -17,6 +17,7 @@ from fastopt.rules.laprop import laprop
 from fastopt.rules.lion import lion
 from fastopt.rules.madgrad import madgrad
 from fastopt.rules.mars import mars
+from fastopt.rules.muon import muon
 from fastopt.rules.nadam import nadam
 from fastopt.rules.novograd import novograd
 from fastopt.rules.polyak import polyak, sps
@@ -25,9 +26,12 @@ from fastopt.rules.qhm import qhadam, qhm
 from fastopt.rules.radam import radam
 from fastopt.rules.rmsprop import rmsprop
 from fastopt.rules.rprop import rprop
+from fastopt.rules.schedule_free import schedule_free_adamw, schedule_free_sgd
 from fastopt.rules.sgd import sgd
 from fastopt.rules.sgld import sgld
+from fastopt.rules.shampoo import shampoo
 from fastopt.rules.signs import signsgd, signum
+from fastopt.rules.soap import soap
 from fastopt.rules.sophia import sophia
 from fastopt.rules.trust import lamb, lars
 from fastopt.rules.yogi import yogi
@@ -40,5 +44,7 @@ _ORDER = (
     (adam, adamw, adamax, nadam, radam, adabelief, yogi, laprop, adopt, qhadam, ademamix, adan, mars),
     (lars, lamb, novograd, adam_mini, adafactor),  # totals of a parameter, its rows or columns
     (polyak, sps, adagrad_norm, dog, ldog, dadapt_adam, prodigy),  # totals of all parameters
+    (schedule_free_sgd, schedule_free_adamw),  # averages in place of a schedule
+    (muon, shampoo, soap),  # of matrices
 )
 CATALOGUE: dict[str, Rule] = {rule.name: rule for family in _ORDER for rule in family}
