@@ -25,29 +25,25 @@ from fastopt.targets import cpu, text
 class Segment:
     """One parameter array as kernels see it: `buffers` are p, then its states, by name (g comes with each step)."""
 
-    array: np.ndarray
+    array: Any  # ndarray, or DeviceArray
     row: int  # in Settings
     lowered: Lowered
-    state: dict[str, np.ndarray]
+    state: dict[str, Any]
 
 
 @dataclass(eq=False)
-class Launch:
-    """The segments of a step that share a lowered rule, a parameter dtype and a gradient dtype: one kernel a pass."""
+class Rows:
+    """The rows of `hyper` of a launch."""
 
-    kernels: tuple[Callable[..., None], ...]
-    parallel: bool
-    stages: tuple[_Stage, _Stage]  # of all columns, and of those that change with t
+    stages: tuple[Stage, Stage]  # of all columns, and of those that change with t
     rows: list[tuple[int, int]]  # (row of Settings, steps its segments have missed): a row of `hyper` each
-    tasks: np.ndarray
-    work: np.ndarray
-    addresses: np.ndarray
     hyper: np.ndarray
-    reduced: tuple[np.ndarray, ...]  # what kernels with totals take besides: parameters, reduced, partials, lanes
-    temporary: list[dict[str, np.ndarray]]  # keeps alive what `addresses` points to
-    products: list[list[scratch.Product]]  # the calls of functions of matrices after each pass
-    _fixed: list[list[Any] | None] = field(default_factory=list)  # values of the rows without schedules
-    _version: int = -1  # of the settings they are from
+    values: list[list[Any]] = field(init=False)  # of the schema, then `maximize`, as they were written last
+    _fixed: list[list[Any] | None] = field(init=False)  # values of the rows without schedules
+    _version: int = field(init=False, default=-1)  # of the settings they are from
+
+    def __post_init__(self) -> None:
+        self.values, self._fixed = [[] for _ in self.rows], []
 
     def write_hyper(self, settings: Settings, t: int) -> None:
         """Bring the columns of every row to step `t`. Raises `ConfigError` and launches nothing."""
@@ -58,7 +54,7 @@ class Launch:
             values = self._fixed[k]
             stage = timed if values is not None else every
             if values is None:
-                values = settings.evaluate(row, t)
+                values = self.values[k] = settings.evaluate(row, t)
             try:
                 columns = stage.evaluate(*values, t - missed)
                 if math.isfinite(sum(columns)):
@@ -72,6 +68,20 @@ class Launch:
                 reason = str(error)
             shown = ", ".join(f"{n}={v!r}" for n, v in zip(settings.schema(row), values, strict=True))
             raise ConfigError(f"`{settings.rules[row].name}` cannot be evaluated at step {t} with {shown}: {reason}.")
+
+
+@dataclass(eq=False)
+class Launch(Rows):
+    """The segments of a step that share a lowered rule, a parameter dtype and a gradient dtype: one kernel a pass."""
+
+    kernels: tuple[Callable[..., None], ...]
+    parallel: bool
+    tasks: np.ndarray
+    work: np.ndarray
+    addresses: np.ndarray
+    reduced: tuple[np.ndarray, ...]  # what kernels with totals take besides: parameters, reduced, partials, lanes
+    temporary: list[dict[str, np.ndarray]]  # keeps alive what `addresses` points to
+    products: list[list[scratch.Product]]  # the calls of functions of matrices after each pass
 
     def run(self, q: int, clock: np.ndarray, last: bool) -> None:
         """Pass `q`."""
@@ -95,7 +105,16 @@ class Plan:
     calls: list[tuple[Launch, int]]  # (launch, pass), in order: a total over all parameters is known to every launch
     written: int = -1  # the version of the settings that `hyper` holds, or -1
 
-    def run(self, settings: Settings, clock: np.ndarray) -> None:
+    def fixed(self, stream: Any) -> bool:
+        """Must other gradients have a plan of their own?"""
+        return False
+
+    def aim(self, gradients: np.ndarray) -> None:
+        """Take in the addresses of the gradients."""
+        for launch in self.launches:
+            launch.addresses[:, 1] = gradients
+
+    def run(self, settings: Settings, clock: np.ndarray, stream: Any) -> None:
         if self.written != settings.version:
             t = int(clock[0]) + 1
             for launch in self.launches:
@@ -116,16 +135,24 @@ def build(settings: Settings, segments: Sequence[Segment], kinds: tuple[str, ...
     return Plan(kinds, epoch, launches, steady, [(launches[k], q) for q, k in sorted(calls)])
 
 
-def _launches(
-    settings: Settings, segments: Sequence[Segment], gradients: tuple[str, ...], missed: Sequence[int]
-) -> list[Launch]:
-    alike: dict[tuple[Rule, Lowered, np.dtype, np.dtype], list[int]] = {}
-    for k, (segment, kind) in enumerate(zip(segments, gradients, strict=True)):
+def alike(
+    settings: Settings, segments: Sequence[Segment], kinds: tuple[str, ...]
+) -> dict[tuple[Rule, Lowered, np.dtype, np.dtype], list[int]]:
+    """What a launch has in common -> the segments that have it."""
+    found: dict[tuple[Rule, Lowered, np.dtype, np.dtype], list[int]] = {}
+    for k, (segment, kind) in enumerate(zip(segments, kinds, strict=True)):
         if kind:
-            alike.setdefault((settings.rule(k), segment.lowered, segment.array.dtype, np.dtype(kind)), []).append(k)
+            found.setdefault((settings.rule(k), segment.lowered, segment.array.dtype, np.dtype(kind)), []).append(k)
+    return found
+
+
+def _launches(
+    settings: Settings, segments: Sequence[Segment], kinds: tuple[str, ...], missed: Sequence[int]
+) -> list[Launch]:
+    members = alike(settings, segments, kinds)
     # shared by the launches; rows of parameters that take no part stay 0
-    reduced = np.zeros((len(segments), max((lowered.slots for _, lowered, *_ in alike), default=0)), np.float64)
-    return [_launch(segments, members, missed, reduced, *which) for which, members in alike.items()]
+    reduced = np.zeros((len(segments), max((lowered.slots for _, lowered, *_ in members), default=0)), np.float64)
+    return [_launch(segments, live, missed, reduced, *which) for which, live in members.items()]
 
 
 def _launch(
@@ -157,7 +184,7 @@ def _launch(
     return Launch(
         kernels=cpu.kernels(rule.name, lowered, dtype, gradient, n_threads > 1),
         parallel=n_threads > 1,
-        stages=_stages(tuple(rule.schema), lowered, dtype),
+        stages=stages(tuple(rule.schema), lowered, dtype),
         rows=list(rows),
         tasks=tasks,
         work=work,
@@ -171,7 +198,7 @@ def _launch(
     )
 
 
-class _Stage(NamedTuple):
+class Stage(NamedTuple):
     """Neighbouring columns of `hyper`: the functions that compute and write them, rounded to `hyper`'s dtype."""
 
     names: tuple[str, ...]
@@ -181,17 +208,17 @@ class _Stage(NamedTuple):
 
 
 @lru_cache(maxsize=512)
-def _stages(schema: tuple[str, ...], lowered: Lowered, dtype: np.dtype) -> tuple[_Stage, _Stage]:
+def stages(schema: tuple[str, ...], lowered: Lowered, dtype: np.dtype) -> tuple[Stage, Stage]:
     """All columns of a row, and the last ones alone, which change with t."""
     expressions = ("-1.0 if maximize else 1.0", *(c.expression for c in lowered.columns))
 
-    def stage(first: int) -> _Stage:
+    def stage(first: int) -> Stage:
         chosen = expressions[first:]
         # expressions that lower.py wrote from the rule's own syntax tree
         # "=": unlike the native format, it raises for a number that the dtype cannot hold
         function = eval(
             f"lambda {', '.join((*schema, 'maximize', 't'))}: ({''.join(f'{e}, ' for e in chosen)})", dict(NUMBERS)
         )
-        return _Stage(chosen, function, struct.Struct(f"={len(chosen)}{dtype.char}").pack_into, first * dtype.itemsize)
+        return Stage(chosen, function, struct.Struct(f"={len(chosen)}{dtype.char}").pack_into, first * dtype.itemsize)
 
     return stage(0), stage(len(expressions) - lowered.timed)

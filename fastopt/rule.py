@@ -76,7 +76,7 @@ def _signature(source: Formula) -> tuple[tuple[str, ...], dict[str, Hyper], bool
     settings = {n for names in _BY_NAME for n in names} - {"momentum"}  # which is a fine name for a state, too
     if known := [n for n in positional[2:] if n in settings]:
         source.refuse(source.tree, f"takes `{known[0]}` as a state; hyperparameters stand behind the `*`.")
-    for name in {"params", "groups", "device", "maximize", "rule", "frozen"} & {*positional, *keyword}:
+    for name in {"params", "groups", "device", "precise", "maximize", "rule", "frozen"} & {*positional, *keyword}:
         source.refuse(source.tree, f"names something `{name}`, a word the optimizer itself uses; choose another name.")
     t = keyword.pop("t", None)
     if t is not None and t.default is not t.empty:
