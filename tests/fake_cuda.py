@@ -1,8 +1,8 @@
 """A CUDA driver without a GPU: memory of this process, kernels executed from their PTX, and faults on demand.
 
 Work on a stream is put off until somebody waits for it, and then the streams go on in reverse order of their first use:
-what is only right by luck of timing goes wrong here. An array is read and written by its `get` and `put`, which wait for
-nothing.
+what is only right by luck of timing goes wrong here. An array is read and written by its `get` and `put`, which wait
+for nothing.
 """
 
 from contextlib import contextmanager

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -66,8 +66,9 @@ def stream_of(stream: Any) -> int:
     """The handle of a stream of any library. Raises `ConfigError`."""
     if type(stream) is int and stream >= 0:
         return stream
-    if found := getattr(stream, "__cuda_stream__", None):  # cuda.core
-        return int((found() if callable(found) else found)[1])
+    found: Any = getattr(stream, "__cuda_stream__", None)  # of cuda.core
+    if found is not None:
+        return int(cast(Any, found() if callable(found) else found)[1])
     for name in ("cuda_stream", "ptr", "handle"):  # PyTorch, CuPy, Numba
         if hasattr(stream, name):
             handle = getattr(stream, name)

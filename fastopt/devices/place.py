@@ -97,9 +97,7 @@ class Host:
 
 def choose(device: str, leaves: Sequence[Any], names: Sequence[str], precise: bool) -> Host | Cuda:
     """The place of an optimizer. Raises `DeviceError` for what is not there, or arrays of several places."""
-    kind, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")
-    if kind not in ("auto", "cpu", "cuda") or (number and (kind != "cuda" or not number.isdigit())):
-        raise DeviceError(f"device is {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:1'.")
+    kind, number = _parse(device)
     there = [on_gpu(x) for x in leaves]
     if kind == "cpu" or (kind == "auto" and not any(there)):
         if any(there):
@@ -114,19 +112,40 @@ def choose(device: str, leaves: Sequence[Any], names: Sequence[str], precise: bo
             f"parameter `{here}` is in host memory{mixed}; parameters are updated where they are. Use "
             "fastopt.pack(params, device='cuda'), or give the arrays of a GPU library."
         )
-    try:
-        found = view(leaves[0], gpu).device
-    except (ArrayTypeError, DeviceError) as error:
-        raise type(error)(f"parameter `{names[0]}`: {error}") from error
-    if number and int(number) != found:
+    found = _device_of(leaves, names, gpu)
+    if number is not None and number != found:
         raise DeviceError(f"device is {device!r}, but `{names[0]}` is on cuda:{found}.")
     return Cuda(gpu, found, precise)
 
 
-def cuda_device(device: str) -> tuple[driver.Driver, int]:
-    """The driver and the number of the device that 'cuda' or 'cuda:1' means. Raises `DeviceError`."""
+def room(device: str, leaves: Sequence[Any], names: Sequence[str]) -> Cuda | None:
+    """Where copies of arrays go: a CUDA device, or None for host memory. Raises `DeviceError`."""
+    kind, number = _parse(device)
+    there = [x for x in leaves if on_gpu(x)]
+    if kind == "cpu" or (kind == "auto" and not there):
+        return None
     gpu = driver.get()
-    number = int(device.partition(":")[2] or 0)
+    if number is None:
+        number = _device_of(there, names, gpu) if there else 0
     if number >= gpu.count():
-        raise DeviceError(f"device is {device!r}; there are {gpu.count()} CUDA devices here.")
-    return gpu, number
+        raise DeviceError(f"device is {device!r}, but the last one here is cuda:{gpu.count() - 1}.")
+    return Cuda(gpu, number, False)
+
+
+def _parse(device: Any) -> tuple[str, int | None]:
+    kind, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")
+    if kind not in ("auto", "cpu", "cuda") or (number and (kind != "cuda" or not number.isdigit())):
+        raise DeviceError(f"device is {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:1'.")
+    return kind, int(number) if number else None
+
+
+def _device_of(leaves: Sequence[Any], names: Sequence[str], gpu: driver.Driver) -> int:
+    """The device of the first array that has memory."""
+    for leaf, name in zip(leaves, names, strict=False):
+        try:
+            v = view(leaf, gpu)
+        except (ArrayTypeError, DeviceError) as error:
+            raise type(error)(f"parameter `{name}`: {error}") from error
+        if v.address:
+            return v.device
+    return 0
