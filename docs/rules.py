@@ -7,12 +7,19 @@ from pathlib import Path
 
 from fastopt.lower import lower
 from fastopt.rules import CATALOGUE
+from fastopt.rules.readings import READINGS
 from fastopt.schema import Rule
 
 HEAD = """# Rules
 
 Generated from the catalogue by `python docs/rules.py`. Bytes are for float32 parameters and gradients: state per
 parameter, and what a step moves (reads of p, g and state, writes of p and state).
+"""
+
+BETWEEN = """# Readings
+
+The same rules as other libraries write them, with their defaults, for a training loop that moves here: `fo.keras.adam`,
+`fo.optax.adam`. The hyperparameters have fastopt's names; their values mean what they mean there.
 """
 
 
@@ -34,7 +41,8 @@ def section(rule: Rule) -> str:
 
 
 def text() -> str:
-    return HEAD + "\n" + "\n\n".join(section(rule) for rule in CATALOGUE.values()) + "\n"
+    catalogue, readings = ("\n\n".join(section(rule) for rule in table.values()) for table in (CATALOGUE, READINGS))
+    return f"{HEAD}\n{catalogue}\n\n{BETWEEN}\n{readings}\n"
 
 
 if __name__ == "__main__":

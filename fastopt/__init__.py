@@ -1,5 +1,8 @@
 """fastopt: optimizers for your own training loop. One formula per rule, compiled to fused kernels."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from fastopt import math, schedules
 from fastopt.callbacks import EarlyStopping, KeepBest, Restarts, Target
 from fastopt.data import Minibatches, minibatches
@@ -20,11 +23,42 @@ from fastopt.minimize import minimize
 from fastopt.optimizer import Optimizer
 from fastopt.pack import pack
 from fastopt.rule import rule
-from fastopt.rules import adagrad, adam, adamw, lion, rmsprop, sgd
+from fastopt.rules import (
+    adabelief,
+    adadelta,
+    adagrad,
+    adam,
+    adamax,
+    adamw,
+    adan,
+    ademamix,
+    adopt,
+    asgd,
+    ftrl,
+    laprop,
+    lion,
+    madgrad,
+    mars,
+    nadam,
+    qhadam,
+    qhm,
+    radam,
+    rmsprop,
+    rprop,
+    sgd,
+    sgld,
+    signsgd,
+    signum,
+    sophia,
+    yogi,
+)
 from fastopt.schema import Domain, Fraction, NonNegative, Rule
 from fastopt.scipy_bridge import scipy_method
 from fastopt.source import source
 from fastopt.threads import set_num_threads
+
+if TYPE_CHECKING:
+    from fastopt.rules import keras, optax
 
 __version__ = "0.1.0"
 
@@ -50,19 +84,50 @@ __all__ = [
     "RuleError",
     "Target",
     "TornStateError",
+    "adabelief",
+    "adadelta",
     "adagrad",
     "adam",
+    "adamax",
     "adamw",
+    "adan",
+    "ademamix",
+    "adopt",
+    "asgd",
+    "ftrl",
+    "keras",
+    "laprop",
     "lion",
+    "madgrad",
+    "mars",
     "math",
     "minibatches",
     "minimize",
+    "nadam",
+    "optax",
     "pack",
+    "qhadam",
+    "qhm",
+    "radam",
     "rmsprop",
+    "rprop",
     "rule",
     "schedules",
     "scipy_method",
     "set_num_threads",
     "sgd",
+    "sgld",
+    "signsgd",
+    "signum",
+    "sophia",
     "source",
+    "yogi",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`fastopt.keras` and `fastopt.optax`, the readings of these libraries, are read when they are first asked for."""
+    if name not in ("keras", "optax"):
+        raise AttributeError(f"module 'fastopt' has no attribute {name!r}")
+    globals()[name] = module = import_module(f"fastopt.rules.{name}")
+    return module

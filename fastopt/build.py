@@ -55,7 +55,7 @@ def load(text: str, stem: str) -> ModuleType:
         raise ConfigError(
             "NUMBA_DISABLE_JIT is set, but fastopt's kernels work on addresses and must be compiled; unset it."
         )
-    digest = _digest(text)
+    digest, stem = _digest(text), re.sub(r"\W+", "_", stem)  # a rule may be called "keras.adam"
     with _lock:
         if digest not in _modules:
             _modules[digest] = _from_disk(text, f"{stem}_{digest}") or _from_memory(text, f"{stem}_{digest}")

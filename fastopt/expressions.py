@@ -17,9 +17,11 @@ from fastopt.statements import Level, Statements, Value, join
 
 # Words of the generated kernels; a rule's local of the same name gets an underscore there.
 RESERVED = frozenset(
-    "work hyper addresses tasks task chunk clock last lo hi segment group i scale "
-    "real tiny flush kernel np njit prange types "
-    "parameters reduced partials lanes parameter first width row start rows columns j wide count clear fold".split()
+    "work hyper addresses tasks task chunk clock last lo hi segment group i scale real tiny flush kernel np njit "
+    "prange types parameters reduced partials lanes parameter first width row start rows columns j wide count "
+    "clear fold noise_key key n_chunks n_parameters control thread threads blocks entry table column numbers "
+    "sums head end rest part step whole n_elements n_rows n_columns vectors across shift down mine line narrow "
+    "seats seat d block_total update".split()
 )
 _ARITHMETIC = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
 
@@ -42,6 +44,7 @@ class Expressions:
         self.rule, self.source, self.chosen, self.squares = rule, rule.source, chosen, squares
         self.columns: dict[str, Column] = {}  # by expression
         self.statements = Statements()
+        self.noises: dict[str, str] = {}  # key -> its seed
         self.functions: dict[Level, set[str]] = {level: set() for level in Level}  # what statements of a level call
         self.untouched = set(rule.state)  # states that still hold what the last step left
         self.read: set[str] = set()
@@ -65,12 +68,7 @@ class Expressions:
 
     def local(self, name: str) -> str:
         """What a name of the rule is called in the kernel: itself, unless the kernel uses that word."""
-        taken = name in RESERVED or name in self.rule.schema or name in math.FUNCTIONS or name.endswith("_")
-        return (
-            f"{name}_"
-            if taken or re.fullmatch(r"(k|x|total|matrix|scratch|vector|partial|all)\d+|\w+_at", name)
-            else name
-        )
+        return f"{name}_" if _taken(name) or name in self.rule.schema or name in math.FUNCTIONS else name
 
     def truth(self, test: ast.expr) -> bool | None:
         """The value of a test that is made of switches, else None."""
@@ -153,7 +151,7 @@ class Expressions:
                 and isinstance(power.right, ast.Name)
                 and power.right.id == "t"
             ):
-                return Value(call("bias_correction", power.left, power.right), level)
+                return Value(call("bias_correction_", power.left, power.right), level)
             return Value(ast.BinOp(left.node, node.op, right.node), level)
         if isinstance(node.op, ast.Div) and right.level < level:  # a division per element becomes a product
             one = ast.Constant(1) if right.staged else call("real", ast.Constant(1))
@@ -215,6 +213,8 @@ class Expressions:
             return self.on_IfExp(ast.copy_location(ast.IfExp(*node.args), node))
         if name == "size" or name in math.REDUCTIONS:
             return self.reduction(node, name)
+        if name == "normal":
+            return self.normal(node)
         values = [self.expr(a) for a in node.args]
         level = join(*(v.level for v in values))
         if level is Level.STAGED:
@@ -223,6 +223,15 @@ class Expressions:
             return self.power(values[0], Value(ast.Constant(2), Level.STAGED), level)
         self.functions[level].add(name)
         return Value(call(name, *(self.number(v, level) for v in values)), level, name == "isfinite")
+
+    def normal(self, node: ast.Call) -> Value:
+        """A random number for each element, by a key that a chunk computes."""
+        like, seed = (self.expr(a) for a in node.args)
+        if like.level is not Level.ELEMENT or not seed.staged:
+            self.source.refuse(node, f"has `{ast.unparse(node)}`; expected normal(p, seed), the seed a hyperparameter.")
+        key = f"noise{len(self.noises)}"
+        self.noises[key] = ast.unparse(self.number(seed, Level.ELEMENT))
+        return Value(call("normal", ast.Name(key), ast.Name("i")), Level.ELEMENT)
 
     def reduction(self, node: ast.Call, name: str) -> Value:
         """A call of total, mean, norm, rms or size."""
@@ -268,9 +277,15 @@ class Expressions:
             return call("real", ast.Constant(number))
         if text not in self.columns:
             numbered = sum(c.name != c.expression for c in self.columns.values())
-            name = text if text in self.rule.schema else f"k{numbered + 1}"
+            name = text if text in self.rule.schema and not _taken(text) else f"k{numbered + 1}"
             self.columns[text] = Column(name, text, "t" in names)
         return ast.Name(self.columns[text].name)
+
+
+def _taken(name: str) -> bool:
+    """Is it a word of the kernel, or like names that the compiler makes up?"""
+    made = r"(k|u|x|total|sum|matrix|scratch|vector|partial|all|noise)\d+|\w+_at"
+    return name in RESERVED or name.endswith("_") or re.fullmatch(made, name) is not None
 
 
 def call(name: str, *args: ast.expr) -> ast.Call:

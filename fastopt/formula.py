@@ -22,10 +22,11 @@ class Formula:
     function: Callable[..., Any]
     tree: ast.FunctionDef
     file: str
+    title: str = ""
 
     @property
     def name(self) -> str:
-        return self.tree.name
+        return self.title or self.tree.name
 
     def refuse(self, node: ast.AST, reason: str) -> NoReturn:
         line = getattr(node, "lineno", self.tree.lineno)

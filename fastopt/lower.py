@@ -35,6 +35,7 @@ class Lowered:
     number_functions: frozenset[str]  # what the statements on numbers call
     slots: int  # columns of `reduced`: the rule's totals, then every number
     square: tuple[tuple[str, str], ...]  # (state, "rows" or "columns"): those that are square matrices of that side
+    noises: tuple[tuple[str, str], ...]  # (key of random numbers, its seed)
 
     @property
     def numbers(self) -> dict[str, Level]:
@@ -44,7 +45,7 @@ class Lowered:
     @property
     def shaped(self) -> bool:
         """Does it look at rows or columns?"""
-        return bool(self.between)
+        return any(level in VECTORS for level in self.between.values())
 
     @property
     def squares(self) -> dict[str, str]:
@@ -71,11 +72,12 @@ class Lowered:
         """float64 buffers that live for a step -> ROW or COLUMN, what they have a value for; ELEMENT: not a buffer.
 
         `vector<slot>` holds a number per row or column, `partial<total>` a chunk's part of the sums of columns;
-        instead of an address, "columns" is the length of a row and "step" that of a chunk, in elements.
+        instead of an address, "columns" is the length of a row and "step" that of a chunk, in elements, "key" a number
+        for the parameter that its random numbers start from.
         """
         vectors = [n for q in self.passes for n in q.numbers if n.level in VECTORS]
         parts = {f"partial{n.total[0]}": n.level for n in vectors if n.total and n.total[1] == "column"}
-        plain = dict.fromkeys(("columns", "step"), Level.ELEMENT) if vectors else {}
+        plain = dict.fromkeys(("columns", "step") * bool(vectors) + ("key",) * bool(self.noises), Level.ELEMENT)
         return {**{n.vector: n.level for n in vectors}, **parts, **plain}
 
     @property
@@ -188,6 +190,7 @@ class _Lowering(MatrixCalls):
             functions=frozenset(self.functions[Level.ELEMENT]),
             number_functions=frozenset(n for level in NUMBERS for n in self.functions[level]),
             square=tuple((n, side) for n, side in self.squares.items() if n in self.live),
+            noises=tuple(self.noises.items()),
             slots=len(self.slots) + sum(s.level in NUMBERS for s in self.statements),
         )
         return lowered, tuple(s for s in self.rule.state if s in self.read)

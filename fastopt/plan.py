@@ -29,6 +29,7 @@ class Segment:
     row: int  # in Settings
     lowered: Lowered
     state: dict[str, Any]
+    key: int  # of its random numbers
 
 
 @dataclass(eq=False)
@@ -178,8 +179,9 @@ def _launch(
     temporary = scratch.buffers(lowered, arrays)
     addresses = np.zeros((len(segments), len(lowered.buffers)), np.uint64)
     for k, mine in zip(members, temporary, strict=True):
-        known = {"p": segments[k].array, **segments[k].state, **mine}
-        table = scratch.plain(lowered, segments[k].array) | {b: a.ctypes.data for b, a in known.items()}
+        s = segments[k]
+        known = {"p": s.array, **s.state, **mine}
+        table = scratch.plain(lowered, s.array, s.key) | {b: a.ctypes.data for b, a in known.items()}
         addresses[k] = [table[b] for b in lowered.buffers]
     return Launch(
         kernels=cpu.kernels(rule.name, lowered, dtype, gradient, n_threads > 1),

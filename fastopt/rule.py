@@ -2,25 +2,38 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, get_args, overload
 
 from fastopt import lower
+from fastopt.errors import RuleError
 from fastopt.formula import Formula, read
+from fastopt.math import FUNCTIONS
 from fastopt.schema import MATRIX, REQUIRED, Domain, Hyper, Rule
 
 # The field's names carry their domain: one table instead of an annotation on every rule.
 _BY_NAME = {
     ("lr", "eps", "weight_decay", "momentum", "lr_decay", "initial_accumulator_value"): Domain(low=0.0),
     ("beta", "beta1", "beta2", "beta3"): Domain(low=0.0, high=1.0, open_high=True),
+    ("temperature",): Domain(low=0.0),
+    ("seed",): Domain(low=0.0, high=2.0**24 - 1, whole=True),  # float32 holds these
 }
 
 
 @overload
-def rule(function: Callable[..., Any] | str, /, *, init: Mapping[str, float | str] | None = None) -> Rule: ...
-@overload
-def rule(*, init: Mapping[str, float | str] | None = None) -> Callable[[Callable[..., Any] | str], Rule]: ...
 def rule(
-    function: Callable[..., Any] | str | None = None, /, *, init: Mapping[str, float | str] | None = None
+    function: Callable[..., Any] | str, /, *, init: Mapping[str, float | str] | None = None, name: str = ""
+) -> Rule: ...
+@overload
+def rule(
+    *, init: Mapping[str, float | str] | None = None, name: str = ""
+) -> Callable[[Callable[..., Any] | str], Rule]: ...
+def rule(
+    function: Callable[..., Any] | str | None = None,
+    /,
+    *,
+    init: Mapping[str, float | str] | None = None,
+    name: str = "",
 ) -> Rule | Callable[[Callable[..., Any] | str], Rule]:
     """Make a rule of a function `(p, g, *state, *, **hyperparameters[, t]) -> (p, *state)`.
 
@@ -29,14 +42,18 @@ def rule(
     tells whether the parameter is 2-d. The body is assignments, `if`s on switches, and one return. `init` says how a
     state starts (see `Rule.init`).
 
+    `name` is the rule's name where the function's alone would be ambiguous, as in "keras.adam".
+
     A state whose new value depends on no element, only on `total`s, is a single float64 number per parameter, and one
     that depends on totals over "row" or "column" alone has a number for each of those.
 
     Raises `RuleError` (file, line, reason) for anything that is not such a formula.
     """
     if function is None:
-        return lambda f: rule(f, init=init)
-    source = read(function)
+        return lambda f: rule(f, init=init, name=name)
+    if not isinstance(name, str) or not name.isprintable():  # it stands in a comment of the generated code
+        raise RuleError(f"the name of a rule is {name!r}; expected a printable text.")
+    source = replace(read(function), title=name)
     state, schema, timed, matrix = _signature(source)
     unknown = [n for n in init or {} if n not in state]
     if unknown:
@@ -56,7 +73,8 @@ def rule(
         switches=lower.switches(source, schema) + (MATRIX,) * matrix,
         timed=timed,
     )
-    lower.check(made)
+    if not str(source.function.__module__).startswith("fastopt.rules."):
+        lower.check(made)  # our own are checked by their tests, or importing fastopt would take as long again
     return made
 
 
@@ -78,6 +96,8 @@ def _signature(source: Formula) -> tuple[tuple[str, ...], dict[str, Hyper], bool
         source.refuse(source.tree, f"takes `{known[0]}` as a state; hyperparameters stand behind the `*`.")
     for name in {"params", "groups", "device", "precise", "maximize", "rule", "frozen"} & {*positional, *keyword}:
         source.refuse(source.tree, f"names something `{name}`, a word the optimizer itself uses; choose another name.")
+    if called := [n for n in keyword if n in FUNCTIONS]:
+        source.refuse(source.tree, f"has a hyperparameter `{called[0]}`, a function of fastopt.math; rename it.")
     t = keyword.pop("t", None)
     if t is not None and t.default is not t.empty:
         source.refuse(source.tree, "gives `t` a default; it is supplied and counts from 1.")

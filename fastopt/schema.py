@@ -22,18 +22,20 @@ MATRIX = "matrix"  # a formula that takes it is told, per parameter, whether tha
 
 @dataclass(frozen=True)
 class Domain:
-    """The interval of finite values a hyperparameter may take."""
+    """The interval of finite values a hyperparameter may take; `whole`: the integers there."""
 
     low: float = -math.inf
     high: float = math.inf
     open_high: bool = False
+    whole: bool = False
 
     def __contains__(self, value: float) -> bool:
-        return (
-            math.isfinite(value) and self.low <= value and (value < self.high if self.open_high else value <= self.high)
-        )
+        below = value < self.high if self.open_high else value <= self.high
+        return math.isfinite(value) and self.low <= value and below and (not self.whole or value == math.floor(value))
 
     def __str__(self) -> str:
+        if self.whole:
+            return f"an integer in [{self.low:.0f}, {self.high:.0f}]"
         if self.high < math.inf:
             return f"a number in [{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
         return f"a finite number >= {self.low:g}" if self.low > -math.inf else "a finite number"

@@ -53,9 +53,10 @@ def buffers(lowered: Lowered, arrays: Sequence[Any], zeros: Callable[[int, Any],
     return found
 
 
-def plain(lowered: Lowered, array: Any) -> dict[str, int]:
+def plain(lowered: Lowered, array: Any, key: int) -> dict[str, int]:
     """The numbers among the addresses."""
-    return {"g": 0, **({"columns": array.shape[1], "step": step(lowered, array)} if lowered.shaped else {})}
+    shape = {"columns": array.shape[1], "step": step(lowered, array)} if lowered.shaped else {}
+    return {"g": 0, "key": key, **shape}
 
 
 def tables(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -50,7 +51,8 @@ def allocate(
                 square = name in lowered[k].squares
                 _start(np.einsum("ii->i", view) if square else view, settings, name, k, owned[k])
                 states[k][name] = view
-    rows = zip(owned, settings.of, lowered, states, strict=True)
+    keys = [zlib.crc32(name.encode()) for name in settings.names]  # of paths: their order does not matter
+    rows = zip(owned, settings.of, lowered, states, keys, strict=True)
     return [Segment(*row) for row in rows], flats
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fastopt as fo
-from fastopt.lower import lower
+from fastopt.lower import check, lower
 from fastopt.math import sqrt
 from fastopt.rules import CATALOGUE
 
@@ -39,7 +39,7 @@ def test_what_everything_becomes():
     low = chosen(everything)
     assert low.state == ("n", "k1"), "m is only read when `on`"
     columns = {c.name: c.expression for c in low.columns}
-    assert "1 - beta" in columns.values() and "lr / bias_correction(beta, t)" in columns.values()
+    assert "1 - beta" in columns.values() and "lr / bias_correction_(beta, t)" in columns.values()
     assert [c.timed for c in low.columns] == sorted(c.timed for c in low.columns)
     text = "\n".join(low.passes[0].body)
     assert "i_ = " in text and "lo_ = " in text and "k1_ = " in text, "the kernel's own words are left to it"
@@ -48,6 +48,15 @@ def test_what_everything_becomes():
     assert chosen(everything, on=True).state == ("m", "n", "k1")
     assert "gain" not in {c.name for c in low.columns}
     assert "gain" in {c.name for c in chosen(everything, gain=True).columns}
+
+
+@pytest.mark.parametrize("name", ["i", "hi", "scale", "k1", "i_"])
+def test_a_hyperparameter_may_have_the_name_of_a_word_of_the_kernel(name):
+    """A kernel that took `i` for its own would be wrong without a sign of it."""
+    rule = fo.rule(f"def f(p, g, *, {name}=0.5):\n    i = p - {name} * (g + (1 - {name}))\n    return i")
+    p = np.ones(5, np.float32)
+    rule(p).step(np.arange(5, dtype=np.float32))
+    assert p.tolist() == [1 - 0.5 * (k + 0.5) for k in range(5)]
 
 
 @pytest.mark.parametrize("on", [False, True])
@@ -127,6 +136,7 @@ def test_what_is_no_formula_is_refused_where_it_is_declared(body):
         ("(p, g, *, lr, **other)", "takes `*other`"),
         ("(p, g, *, lr, t=1)", "gives `t` a default"),
         ("(p, g, *, lr='a')", "expected a number or a bool"),
+        ("(p, g, *, clip)", "has a hyperparameter `clip`, a function of fastopt.math; rename it"),
         ("(p, g, *, lr=-1.0)", "gives `lr` the default -1.0; expected a finite number >= 0"),
         ("(p, g, *, beta=1.0, lr)", "gives `beta` the default 1.0; expected a number in [0, 1)"),
         ("(p, g, *, groups, lr)", "names something `groups`"),
@@ -242,13 +252,21 @@ def test_a_switch_without_effect_is_refused():
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
+def test_every_rule_of_the_catalogue_is_a_formula(name):
+    check(CATALOGUE[name])
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
 def test_source_reads_like_the_formula(name):
     text = fo.source(CATALOGUE[name])
     compile(text, name, "exec")
-    assert "prange" in text and "float64" not in text.replace("in float64", "")
-    assert max(map(len, text.splitlines())) <= 140
-    for state in lower(CATALOGUE[name], tuple((s, False) for s in CATALOGUE[name].switches)).state:
-        assert f"{state}_at[i] = flush({state})" in text
+    rule = CATALOGUE[name]
+    lowered = lower(rule, tuple((s, bool(rule.hyper[s])) for s in rule.switches))
+    assert "prange" in text and (lowered.slots or "float64" not in text.replace("in float64", ""))
+    # the expressions of columns are as long as the formula makes them
+    assert max(len(line) for line in text.splitlines() if not line.startswith("#")) <= 140
+    for buffer, value in (store for q in lowered.passes for store in q.stores if store[0] != "p"):
+        assert f"{buffer}_at[i] = flush({value})" in text
 
 
 def test_source_is_refused_for_what_is_not_there():

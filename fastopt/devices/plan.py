@@ -166,8 +166,9 @@ def _launch(
     temporary = scratch.buffers(lowered, arrays, empty)
     addresses = np.zeros((len(segments), len(lowered.buffers)), np.uint64)
     for k, mine in zip(members, temporary, strict=True):
-        known = {"p": segments[k].array, **segments[k].state, **mine}
-        row = scratch.plain(lowered, segments[k].array) | {b: a.address for b, a in known.items()}
+        one = segments[k]
+        known = {"p": one.array, **one.state, **mine}
+        row = scratch.plain(lowered, one.array, one.key) | {b: a.address for b, a in known.items()}
         addresses[k] = [row[b] for b in lowered.buffers]
     columns, totals = 1 + len(lowered.columns), text.totals(lowered)
     tables = {

@@ -29,7 +29,7 @@ import numpy as np
 from numba import {numba}
 
 from fastopt.targets.pointers import {pointers}
-{sums}
+{sums}{noise}
 real = np.{dtype}{wide}
 tiny = np.finfo(real).tiny  # below it numbers are subnormal: slow everywhere, and state would stall there
 
@@ -89,10 +89,11 @@ def source(rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype, par
         columns=text.legend(lowered),
         imports=text.imports(lowered),
         numba="njit, prange, types" if parallel else "njit, types",
-        pointers=", ".join(sorted({f"{d}_at" for d in of.values()})),
+        pointers=", ".join(sorted({f"{d}_at" for b, d in of.items() if lowered.between.get(b) is not Level.ELEMENT})),
         sums="from fastopt.targets.sums import add_columns, clear, clear_part, drain, everywhere, gather\n"
         if lowered.slots
         else "",
+        noise="from fastopt.targets.noise import noise_key, normal\n" if lowered.noises else "",
         dtype=dtype,
         wide="\nwide = np.float64  # numbers and sums" if lowered.slots else "",
         functions=text.functions(lowered, "@njit"),

@@ -31,7 +31,7 @@ from numba import cuda, types
 real = np.{dtype}
 wide = np.float64  # numbers and sums
 tiny = np.finfo(real).tiny
-
+{constants}
 
 @cuda.jit(device=True)
 def flush(x):
@@ -81,13 +81,14 @@ def source(
         launches += [f'    ("{n}", {n}, SIGNATURE, "{grid}"),' for n, body, grid in made if body]
         if found := cuda_numbers.everywhere(q):
             everywhere[f"gather_{k}"] = tuple(found)
-    whole = "".join(kernels)
+    whole, constants = text.unsigned("".join(kernels))
     found = _MODULE.format(
         title=f"{rule}: {dtype} parameters, {gradient} gradients",
         columns=text.legend(lowered),
         imports=text.imports(lowered),
         helpers=_helpers(whole),
         dtype=dtype,
+        constants=constants,
         functions=text.functions(lowered, "@cuda.jit(device=True)"),
         kernels=whole,
         buffers=", ".join(of),
@@ -104,7 +105,11 @@ def _helpers(kernels: str) -> str:
     words = text.words([kernels])
     accesses = [f"{d}_{what}" for d in ("float32", "float64") for what in ("load", "store")]
     lines = ""
-    for module, names in (("cuda_sums", ["block_total", "fold"]), ("vectors", accesses)):
+    for module, names in (
+        ("cuda_sums", ["block_total", "fold"]),
+        ("noise", ["noise_key", "normal"]),
+        ("vectors", accesses),
+    ):
         if used := [n for n in names if n in words]:
             lines += f"from fastopt.targets.{module} import {', '.join(used)}\n"
     return lines

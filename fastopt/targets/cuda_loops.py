@@ -71,15 +71,18 @@ def kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, np.dtype], totals
 
 def _unpack(it: Elements) -> list[str]:
     lines = []
-    if it.columns:
+    if columns := it.columns(*(seed for _, seed in it.noises)):
         lines.append(f"column = group * np.uint64({len(text.names(it.lowered))})")
-    for k, n in it.columns:
+    for k, n in columns:
         lines.append(f"{n} = hyper[column + np.uint64({k})]" + (" * real(control[0])" if n == "scale" else ""))
     lines.append(f"table = segment * np.uint64({len(it.of)})")
     rows = [n.vector for n in (*it.q.uses, *(n for n, _ in it.sums(Level.ROW))) if n.level in VECTORS]
     parts = [f"partial{slot(n)}" for n, _ in it.sums(Level.COLUMN)]
     for b in dict.fromkeys([*it.buffers, *rows, *parts]):
         lines.append(f"{b}_at = addresses[table + np.uint64({it.lowered.buffers.index(b)})]")
+    for name, seed in it.noises:  # numbered from 0
+        key = f"addresses[table + np.uint64({it.lowered.buffers.index('key')})]"
+        lines.append(f"{name} = noise_key({seed}, clock[0], {key}, {name.removeprefix('noise')})")
     for n in it.q.uses:
         if n.level is Level.REDUCED:
             lines.append(f"{n.name} = real(reduced[segment * np.uint64({it.lowered.slots}) + np.uint64({n.slot})])")

@@ -58,7 +58,8 @@ def elements(lowered: Lowered, q: Pass, of: dict[str, np.dtype]) -> list[str]:
     buffers = dict.fromkeys([b for _, b in q.loads] + [b for b, _ in q.stores])
     buffers |= dict.fromkeys([n.vector for n in (*rows, *columns, *(n for n, _ in of_rows))])
     buffers |= dict.fromkeys([_part(n) for n, _ in of_columns])
-    unpack = text.columns(lowered, loop, "{}")
+    unpack = _noises(lowered, loop)
+    unpack = text.columns(lowered, loop + unpack, "{}") + unpack
     unpack += [f"{n.name} = real(reduced[segment, {n.slot}])" for n in q.uses if n.level is Level.REDUCED]
     unpack += [f"{b}_at = {text.pointer(lowered, b, of[b])}" for b in buffers]
     done = [f"partials[chunk, {_slot(n)}] = drain(lanes[task, {_slot(n)}], width)" for n, _ in of_all]
@@ -78,6 +79,12 @@ def elements(lowered: Lowered, q: Pass, of: dict[str, np.dtype]) -> list[str]:
     else:
         frame = _PLAIN.format(loop=text.indent(loop, 4)) if loop else ""
     return [*unpack, *(line for line in frame.splitlines() if line.strip())]
+
+
+def _noises(lowered: Lowered, loop: list[str]) -> list[str]:
+    named = [(key, seed) for key, seed in lowered.noises if key in text.words(loop)]
+    key = f"addresses[segment, {lowered.buffers.index('key')}]" if named else ""
+    return [f"{name} = noise_key({seed}, clock[0], {key}, {name[5:]})" for name, seed in named]
 
 
 _LEVELS = (Level.ROW, Level.COLUMN, Level.REDUCED)

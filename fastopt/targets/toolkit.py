@@ -1,5 +1,6 @@
 """The only file that touches the inside of Numba's CUDA target, so that a successor replaces this file and no other."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -27,6 +28,25 @@ def ptx(kernel: Callable[..., Any], signature: Any, capability: tuple[int, int],
     cuda = require()
     with _no_device(capability), _contraction(fma):
         return cuda.compile_ptx(kernel, signature, cc=capability)[0]
+
+
+def entry(ptx_text: str) -> str:
+    """The name under which a kernel is found in what its PTX becomes."""
+    return re.findall(r"\.entry (\w+)", ptx_text)[0]
+
+
+def cubin(ptx_text: str, capability: tuple[int, int]) -> bytes:
+    """Machine code of PTX for a compute capability, by nvJitLink: without a GPU or a driver. Raises `DeviceError`."""
+    try:
+        from cuda.core import Linker, LinkerOptions, ObjectCode
+    except ImportError as error:
+        raise DeviceError(f"machine code for CUDA needs cuda-core: {INSTALL}. ({error})") from error
+    major, minor = capability
+    try:
+        linker = Linker(ObjectCode.from_ptx(ptx_text.encode()), options=LinkerOptions(arch=f"sm_{major}{minor}"))
+        return bytes(linker.link("cubin").code)
+    except Exception as error:  # nvJitLink's own class of errors has moved between versions
+        raise DeviceError(f"nvJitLink makes no code for compute capability {major}.{minor}: {error}") from error
 
 
 @contextmanager
