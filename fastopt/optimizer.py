@@ -137,8 +137,9 @@ class Optimizer:
     def prepare(self, *, stream: Any = None) -> None:
         """Bring the hyperparameters of the next step, schedules evaluated, to the CUDA graphs that hold a step.
 
-        Call it before each replay if there are schedules. `set` reaches the graphs without it, a change of step counts
-        and bias corrections happens on the device. Does nothing for parameters in host memory.
+        Call it before each replay if there are schedules, with the replay's `stream` if that is not the current one of
+        the arrays' library. `set` reaches graphs by itself, but waits for the device; step counts and bias corrections
+        are the device's own. Does nothing for parameters in host memory.
         """
         with self._alone():
             stream = None if stream is None else self._place.stream(stream)

@@ -76,8 +76,11 @@ class Cuda:
 
     def copy_in(self, target: DeviceArray, host: np.ndarray, stream: int | None) -> None:
         """Copy, in order on a stream; None: at once."""
-        if host.size:
+        if host.size and stream is not None:
             self.driver.copy_in(self.device, target.address, host, stream)
+        elif host.size:
+            with self.driver.relaxed():
+                self.driver.copy_in(self.device, target.address, host)
 
     def check(self, settings: Settings, owned: Sequence[DeviceArray]) -> None:
         for k, array in enumerate(owned):
@@ -120,10 +123,12 @@ class Cuda:
         clock: np.ndarray,
         stream: int | None,
     ) -> plan.DevicePlan:
-        if not self.capturing(self.ready(stream)):  # waiting would spoil a graph; there, all is done already
-            clock = self.read(clock)
-        missed = (clock[_T] - clock[_STEPS:]).tolist()
+        if not self.capturing(self.ready(stream)):  # waiting would spoil a graph, and what matters here does not change
+            self.driver.synchronize(self.device)
         with self.driver.relaxed():
+            now = np.empty_like(clock)
+            self.driver.copy_out(self.device, now, self.clock.address)
+            missed = (now[_T] - now[_STEPS:]).tolist()
             return plan.build(self, settings, segments, kinds, missed, threads.epoch)
 
     def call(self, module: Any, name: str, grid: str, arguments: list[int], limit: int = 1) -> Call:
@@ -158,8 +163,13 @@ class Cuda:
         return self.driver.capturing(self.device, stream)
 
     def changed(self, settings: Settings, clock: np.ndarray, stream: int | None, replay: bool = False) -> None:
-        if self.captured:
-            on = self.ready(stream)
-            for captured in self.captured:
-                captured.write(settings, int(clock[_T]) + 1, on)
-            clock[_T] += replay
+        if not self.captured:
+            return
+        if replay and (stream is not None or self._producers):
+            stream = self.ready(stream)
+        else:  # in order with a replay on whatever stream
+            self.driver.synchronize(self.device)
+            stream = None
+        for captured in self.captured:
+            captured.write(settings, int(clock[_T]) + 1, stream)
+        clock[_T] += replay

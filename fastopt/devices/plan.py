@@ -103,7 +103,7 @@ class DevicePlan:
             launch.write_hyper(settings, t)
         values = np.array([float(v) for launch in self.launches for row in launch.values for v in row])
         if not np.array_equal(values, self._values):
-            self.place.copy_in(self.values, values, stream if self._values.size else None)
+            self.place.copy_in(self.values, values, stream)
             self._values = values
         self.written = settings.version if self.steady else -1
 

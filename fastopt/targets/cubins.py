@@ -2,13 +2,12 @@
 
 import hashlib
 import importlib.metadata
-import re
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 from fastopt import build
-from fastopt.targets import cuda, driver
+from fastopt.targets import cuda, driver, toolkit
 
 # whatever turns a generated text into machine code
 _TOOLS = ("numba", "numba-cuda", "llvmlite", "cuda-core", "cuda-bindings", "nvidia-nvvm", "nvidia-nvjitlink")
@@ -32,8 +31,7 @@ def image(gpu: driver.Driver, module: ModuleType, name: str, capability: tuple[i
 
     def make() -> bytes:
         text = cuda.ptx(module, name, capability, precise)
-        (entry,) = re.findall(r"\.entry\s+(\w+)", text)
-        return gpu.assemble(text.replace(entry, name), capability)
+        return gpu.assemble(text.replace(toolkit.entry(text), name), capability)
 
     # the name of a generated module holds the hash of its text and of what that imports
     sm = "sm{}{}".format(*capability) + "_precise" * precise

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from fastopt.errors import DeviceError
+from fastopt.targets import toolkit
 from fastopt.targets.toolkit import INSTALL
 
 
@@ -190,7 +191,7 @@ class _Cuda:
 
     # ---------------------------------------------------------------- kernels
     def assemble(self, ptx: str, capability: tuple[int, int]) -> bytes:
-        return assemble(ptx, capability)
+        return toolkit.cubin(ptx, capability)
 
     def load(self, device: int, image: bytes, name: str) -> Any:
         with self._on(device):
@@ -239,10 +240,3 @@ class _Cuda:
             yield
         finally:
             self._cu.cuThreadExchangeStreamCaptureMode(before)
-
-
-def assemble(ptx: str, capability: tuple[int, int]) -> bytes:
-    """PTX -> the code of one architecture, by NVIDIA's library; needs no GPU and no driver."""
-    core = import_module("cuda.core")
-    options = core.ProgramOptions(arch="sm_{}{}".format(*capability))
-    return bytes(core.Program(ptx, "ptx", options).compile("cubin").code)
