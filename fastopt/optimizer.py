@@ -240,7 +240,7 @@ class Optimizer:
 
     def _torn(self) -> NoReturn:
         raise TornStateError(
-            f"step {self.t + 1} of this {self.rule.name} optimizer was interrupted between two kernels: some "
+            f"step {int(self._clock[_T]) + 1} of this {self.rule.name} optimizer was interrupted between two kernels: some "
             "parameters took it and some did not. Restore the parameters and call load_state_dict(...)."
         )
 
