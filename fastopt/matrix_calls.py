@@ -49,11 +49,12 @@ class MatrixCalls(Reductions):
         numbers = [self.expr(a) for a in node.args[1 + n :]]
         if any(not v.staged for v in numbers):
             self.source.refuse(node, f"gives `{f.__name__}` a number that is not made of hyperparameters alone.")
-        columns = [repr(c.value) if isinstance(c := v.node, ast.Constant) else self._name(v) for v in numbers]
+        columns = [self._column(v) for v in numbers]
         k = sum(s.matrix is not None for s in self.statements)
         result = self.statements.add(
             f"matrix{k}",
-            self.number(operand, Level.ELEMENT),
+            # a name of its own: stores stand at the end of a loop, after later assignments to the names in it
+            self.hold(Value(self.number(operand, Level.ELEMENT), Level.ELEMENT)).node,
             Level.ELEMENT if f.result else Level.MATRIX,
             matrix=MatrixCall(f, f"scratch{k}", tuple(names), tuple(columns)),
             after=max((self.users.get(s, 0) for s in names), default=0),
@@ -83,5 +84,9 @@ class MatrixCalls(Reductions):
     def bind(self, name: str, value: Value) -> None:
         raise NotImplementedError
 
-    def _name(self, value: Value) -> str:
-        return ast.unparse(self.number(value, Level.ELEMENT))
+    def _column(self, value: Value) -> str:
+        """The column of `hyper` that holds a number, or the number itself."""
+        node = self.number(value, Level.ELEMENT)
+        if isinstance(node, ast.Call) and isinstance(literal := node.args[0], ast.Constant):
+            return repr(literal.value)
+        return ast.unparse(node)

@@ -9,14 +9,18 @@ from operator import is_
 from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
+
+from fastopt import checkpoint, state, threads
 from fastopt import params as arrays
-from fastopt import state, threads
+from fastopt.averages import SHOWN, TURNING, Averages
 from fastopt.devices import place as places
 from fastopt.devices.array import DeviceArray
 from fastopt.errors import ConcurrentUseError, ConfigError, DeviceError, TornStateError
 from fastopt.groups import Group, Settings
 from fastopt.pack import Packed
 from fastopt.schema import Rule
+from fastopt.touched import READINGS, Touched
 
 _T, _DIRTY = 0, 1  # the clock: steps done, is one under way, then the steps of each parameter
 
@@ -30,7 +34,7 @@ class GroupInfo(NamedTuple):
     hyper: dict[str, float | bool]
 
 
-class Optimizer:
+class Optimizer(Averages):
     """Updates parameters in place by a rule: one fused pass over memory per step, on as many threads as pay.
 
     Args:
@@ -41,6 +45,9 @@ class Optimizer:
         device: "auto" follows the arrays; "cpu", "cuda" or "cuda:1" insist.
         precise: on a GPU, no fused multiply-add: the bits of the CPU, which never uses it, for rules without totals.
         groups: `Group`s; the first whose pattern matches a parameter's path holds for it.
+        sparse: what a step with a gradient of rows (see `rows`) means for the other rows. "lazy": nothing, they wait;
+            "exact": what a gradient of zeros would do, done when a row is touched next, or by `catch_up`; "row":
+            nothing, and t counts the steps of each row by itself.
         **hyper: the rule's hyperparameters, numbers or callables of the step t = 1, 2, ...; `maximize=True` ascends.
 
     Attributes:
@@ -59,12 +66,15 @@ class Optimizer:
         device: str = "auto",
         precise: bool = False,
         groups: Iterable[Group] = (),
+        sparse: str = "lazy",
         **hyper: Any,
     ):
         if not isinstance(rule, Rule):
             raise ConfigError(f"rule is a {type(rule).__name__}; expected a rule, such as fastopt.adamw.")
         if not isinstance(precise, bool):
             raise ConfigError(f"`precise` is {precise!r}; expected True or False.")
+        if sparse not in READINGS:
+            raise ConfigError(f"sparse is {sparse!r}; expected one of {', '.join(map(repr, READINGS))}.")
         tree, leaves = arrays.survey(params)
         names = tree.names()
         if twice := [n for n, count in Counter(names).items() if count > 1]:
@@ -75,20 +85,26 @@ class Optimizer:
         arrays.check_overlap([place.span(a) for a in owned], names)
         self.rule, self.params, self.names = rule, params, names
         self._settings = Settings(rule, hyper, groups, names, owned)
-        place.check(self._settings, owned)
+        place.check(self._settings, owned, sparse)
         self._segments, flats = state.allocate(self._settings, owned, place.zeros)
+        for segment in self._segments:
+            if sparse == "row" and segment.array.ndim:
+                segment.state[state.ROW_STEPS] = np.zeros(len(segment.array), np.int64)
         self._clock = place.start(len(owned))
         frozen = [self._settings.frozen[row] for row in self._settings.of]
         packed = params.grads if isinstance(params, Packed) and params.has_grads else None
         self._gradients = place.gradients(tree, names, owned, frozen, [*owned, *flats], packed)
         self._plan: Any = None
+        self._reading, self._touched = sparse, dict[str, Touched]()
+        if sparse == "row":
+            self._gradients.by_rows |= {n for n, a in zip(names, owned, strict=True) if a.ndim}
         self._lock = threading.Lock()
         self._leaves = () if packed is not None or tree.kind == "leaf" else leaves
         self._list = tree.reader()
         self.state = MappingProxyType(
             {
                 s: tree.build(iter([x.state.get(s) for x in self._segments]))
-                for s in self._settings.states
+                for s in state.names_of(self._settings, self._segments)
                 if self._uses(s)
             }
         )
@@ -149,9 +165,12 @@ class Optimizer:
         """The plan for the gradients just read, its address tables filled in."""
         gradients = self._gradients
         if ready is None or ready.kinds != gradients.kinds or ready.epoch != threads.epoch or ready.fixed(stream):
-            ready = self._place.build(self._settings, self._segments, gradients.kinds, self._clock, stream)
+            given = self._settings, self._segments, gradients.kinds, self._clock
+            ready = self._place.build(*given, self._touched, self._reading, stream)
             self._plan = None
-        ready.aim(gradients.addresses)
+            if self._reading == "exact":
+                gradients.by_rows |= self._touched.keys()
+        ready.aim(gradients)
         self._plan = ready
         gradients.settle()
         return ready
@@ -174,7 +193,7 @@ class Optimizer:
     @property
     def torn(self) -> bool:
         """Was a step interrupted half-way? Then every step raises `TornStateError` until a state is loaded."""
-        return bool(self._clock[_DIRTY])
+        return bool(self._clock[_DIRTY]) and self._clock[_DIRTY] not in (SHOWN, TURNING)
 
     @property
     def num_parameters(self) -> int:
@@ -213,11 +232,22 @@ class Optimizer:
             self._place.changed(self._settings, self._clock, None)
 
     # ---------------------------------------------------------------- state
+    def catch_up(self) -> None:
+        """With sparse="exact": bring all rows to the present, as whole gradients would. `state_dict` does so, too."""
+        with self._alone():
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        if self._clock[_DIRTY]:
+            self._torn()
+        if self._reading == "exact":
+            for touched in self._touched.values():
+                touched.launch.catch_up(self._clock)
+
     def state_dict(self) -> dict[str, Any]:
         """State, step counts and hyperparameters as plain dicts, numbers and copies of arrays. Parameters are yours."""
         with self._alone():
-            if self._clock[_DIRTY]:
-                self._torn()
+            self._catch_up()
             return state.save(self._settings, self._segments, self._place.read(self._clock))
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -227,8 +257,33 @@ class Optimizer:
         parameters of other names, shapes or dtypes. Schedules stay those of this optimizer.
         """
         with self._alone():
-            state.load(saved, self._settings, self._segments, self._clock, self._place.write)
-            self._plan = None
+            self._take(saved)
+
+    def _take(self, saved: dict[str, Any]) -> None:
+        if self._clock[_DIRTY] in (SHOWN, TURNING):
+            self._refuse()
+        state.load(saved, self._settings, self._segments, self._clock, self._place.write)
+        self._plan = None
+        self._touched.clear()  # what was saved had caught up
+
+    def save(self, path: Any, *, params: bool = False, extra: Any = None) -> None:
+        """Write the state, and with `params=True` the parameters, to a safetensors file; atomic, flushed to the disk.
+
+        `extra`: what else the run needs, a dict of plain values and NumPy arrays, as {"data": batches.state_dict()}.
+        Raises `CheckpointError`, and then the file that was there before is still there, whole.
+        """
+        checkpoint.write(path, checkpoint.captured(self, params, extra))
+
+    def load(self, path: Any, *, params: bool | None = None, rule_changed: bool = False) -> Any:
+        """Take over what `save` wrote, the parameters, too, if they are there; returns `extra`. Ends a torn state.
+
+        params: True if they must be there, False to leave yours alone.
+        rule_changed: go on although the formula of a rule is not the one that the file was saved with.
+
+        Raises `CheckpointError` and changes nothing if the file is damaged or does not fit; then it lists every
+        difference. Warns of schedules that differ: they are not loaded, only their state.
+        """
+        return checkpoint.load(self, path, params, rule_changed)
 
     def _replaced(self) -> NoReturn:
         now = self._list(self.params)
@@ -239,8 +294,10 @@ class Optimizer:
         )
 
     def _torn(self) -> NoReturn:
+        if self._clock[_DIRTY] in (SHOWN, TURNING):
+            self._refuse()
         raise TornStateError(
-            f"step {int(self._clock[_T]) + 1} of this {self.rule.name} optimizer was interrupted between two kernels: some "
+            f"step {self._clock[_T] + 1} of this {self.rule.name} optimizer was interrupted between two kernels: some "
             "parameters took it and some did not. Restore the parameters and call load_state_dict(...)."
         )
 

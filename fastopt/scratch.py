@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastopt.lower import Lowered
-from fastopt.matrices import MatrixCall, MatrixFunction
+from fastopt.matrices import MatrixCall, MatrixFunction, Work
 from fastopt.params import zeros
 from fastopt.statements import Level
 from fastopt.targets import loops, text
@@ -19,10 +19,12 @@ class Product(NamedTuple):
     function: MatrixFunction
     numbers: list[tuple[int, float]]  # (column of `hyper`, 0), or (-1, a literal)
     operands: list[tuple[np.ndarray, list[np.ndarray], int]]  # the matrix, square states, row of `hyper`
+    work: Work
 
     def run(self, hyper: np.ndarray) -> None:
         for x, states, row in self.operands:
-            self.function.run(x, states, [float(hyper[row, k]) if k >= 0 else value for k, value in self.numbers])
+            numbers = [float(hyper[row, k]) if k >= 0 else value for k, value in self.numbers]
+            self.function.run(x, states, numbers, self.work)
 
 
 def step(lowered: Lowered, array: Any, chunk: int = CHUNK) -> int:
@@ -90,8 +92,9 @@ def products(
     def product(call: MatrixCall) -> Product:
         numbers = [(columns.index(c), 0.0) if c in columns else (-1, float(c)) for c in call.numbers]
         squares = [[mine[s] for s in call.states] for mine in states]
-        return Product(
-            call.function, numbers, list(zip([m[call.scratch] for m in matrices], squares, rows, strict=True))
-        )
+        operands = zip([m[call.scratch] for m in matrices], squares, rows, strict=True)
+        return Product(call.function, numbers, list(operands), work)
+
+    work = Work()  # one call at a time
 
     return [[product(call) for call in q.matrices] for q in lowered.passes]

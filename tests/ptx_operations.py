@@ -112,6 +112,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "abs": lambda op, x: np.abs(x),
     "copysign": lambda op, x, y: np.copysign(y, x),
     "neg": lambda op, x: np.negative(x),
+    "copysign": lambda op, x, y: np.copysign(y, x),  # the sign comes first
     "sqrt": lambda op, x: np.sqrt(x),
     "ex2": lambda op, x: np.exp2(x),
     "lg2": lambda op, x: np.log2(x),

@@ -17,7 +17,7 @@ OPTIONS = {
 
 def make(rule, layout, **extra):
     rng = np.random.default_rng(5)
-    params = {"w": rng.standard_normal((7, 3)).astype(np.float32), "b": rng.standard_normal(4)}
+    params = {"w": rng.standard_normal((7, 3)).astype(np.float32), "b": rng.standard_normal((2, 2))}
     if layout == "packed":
         params = fo.pack(params, dtype=np.float32)
     lr = fo.schedules.cosine(peak=0.05, warmup=3, total=20)
@@ -29,7 +29,7 @@ def run(params, opt, steps, start):
     for t in range(start, start + steps):
         rng = np.random.default_rng(t)
         w = rng.standard_normal((7, 3)).astype(np.float32)
-        b = None if t % 4 == 2 else rng.standard_normal(4).astype(params["b"].dtype)
+        b = None if t % 4 == 2 else rng.standard_normal((2, 2)).astype(params["b"].dtype)
         opt.step({"w": w, "b": b})
 
 
@@ -82,7 +82,7 @@ UNFIT = {
     "steps of `w`: 99, expected 0..3": lambda d: d["steps"].update(w=99),
     "state `m` of `w`: missing": lambda d: d["state"]["m"].pop("w"),
     "state `z` of `w`: not expected": lambda d: d["state"].update(z={"w": np.zeros(1)}),
-    "state `v` of `b`: float64 (5,), expected float64 (4,)": lambda d: d["state"]["v"].update(b=np.zeros(5)),
+    "state `v` of `b`: float64 (5,), expected float64 (2, 2)": lambda d: d["state"]["v"].update(b=np.zeros(5)),
     "state `m` of `w`: float64 (7, 3), expected float32 (7, 3)": lambda d: d["state"]["m"].update(w=np.zeros((7, 3))),
     "state `m` of `w`: str": lambda d: d["state"]["m"].update(w="x"),
     "groups: `*`, expected `b` and": lambda d: d["hyper"].pop("b"),

@@ -20,6 +20,7 @@ import numpy as np
 from fastopt.commands import picture, rule_named
 from fastopt.commands.peers import Step, numpy_naive, numpy_out, torch_step
 from fastopt.errors import ConfigError
+from fastopt.lower import of_matrices
 from fastopt.progress import need
 from fastopt.schema import Rule
 
@@ -126,6 +127,8 @@ def main(args: argparse.Namespace | Sequence[str] | None = None) -> int:
         add_arguments(parser)
         args = parser.parse_args(args)
     rule, sizes, races = rule_named(args.rule), [_size(word) for word in args.sizes], []
+    if of_matrices(rule):
+        raise ConfigError(f"`{args.rule}` is for matrices, and this command measures vectors.")
     need("rich.table", "rich", "fastopt bench")
     if args.plot:
         picture.check(args.plot)

@@ -1,27 +1,40 @@
 """What fastopt is measured against: the same rules in plain NumPy, as the formula and by hand, and in torch."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
 import numpy as np
 
-from fastopt.schema import Rule
+from fastopt.schema import MATRIX, Rule
 
 Step = Callable[[], object]
 
 
-def numpy_naive(rule: Rule, p: np.ndarray, g: np.ndarray, state: Sequence[str], **given: Any) -> Step:
-    """The formula applied to whole arrays, as one writes it first: a temporary per operation."""
+def numpy_naive(
+    rule: Rule, p: np.ndarray, g: np.ndarray, state: Sequence[str] | Mapping[str, np.ndarray], **given: Any
+) -> Step:
+    """The formula applied to whole arrays, as one writes it first: a temporary per operation.
+
+    `state`: the names of the states there are, which start at 0, or what they start as.
+    """
     h, steps = rule.hyper | given, count(1)
-    now = [p, *(np.zeros_like(p) if name in state else np.zeros((), p.dtype) for name in rule.state)]
+    if MATRIX in rule.switches:
+        h[MATRIX] = p.ndim == 2
+    fresh = rule(p.copy(), **given).state if state else {}
+    now = [p, *(_start(fresh[name], p.dtype) if name in state else 0.0 for name in rule.state)]
 
     def step() -> None:
         new = rule.formula(now[0], g, *now[1:], **h, **({"t": next(steps)} if rule.timed else {}))
         now[:] = new if isinstance(new, tuple) else (new,)
 
     return step
+
+
+def _start(state: np.ndarray, dtype: np.dtype) -> np.ndarray | float:
+    # a number as NumPy would have it: an array of no dimensions would widen the float32 arrays it meets
+    return state.astype(dtype) if state.ndim else float(state)
 
 
 def numpy_out(rule: Rule, p: np.ndarray, g: np.ndarray, state: Sequence[str], **given: Any) -> Step | None:

@@ -19,6 +19,7 @@ from fastopt.params import FLOATS, Tree
 from fastopt.plan import Segment
 from fastopt.targets import cubins, cuda, driver
 from fastopt.targets.driver import Call
+from fastopt.touched import Touched
 
 _T, _DIRTY, _STEPS = 0, 1, 2  # the clock: steps done, is one under way, then the steps of each parameter
 
@@ -82,7 +83,11 @@ class Cuda:
             with self.driver.relaxed():
                 self.driver.copy_in(self.device, target.address, host)
 
-    def check(self, settings: Settings, owned: Sequence[DeviceArray]) -> None:
+    def check(self, settings: Settings, owned: Sequence[DeviceArray], sparse: str) -> None:
+        if sparse != "lazy":
+            raise DeviceError(
+                f"sparse is {sparse!r}, which parameters on a GPU cannot have; gradients are whole there."
+            )
         for k, array in enumerate(owned):
             if settings.lowered(k, array).matrices:
                 raise DeviceError(
@@ -121,6 +126,8 @@ class Cuda:
         segments: Sequence[Segment],
         kinds: tuple[str, ...],
         clock: np.ndarray,
+        touched: dict[str, Touched],
+        reading: str,
         stream: int | None,
     ) -> plan.DevicePlan:
         if not self.capturing(self.ready(stream)):  # waiting would spoil a graph, and what matters here does not change

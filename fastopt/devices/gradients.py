@@ -10,6 +10,7 @@ from weakref import ref
 
 import numpy as np
 
+from fastopt import rows
 from fastopt.devices.array import DeviceArray
 from fastopt.devices.foreign import Producer, View, on_gpu, view
 from fastopt.errors import ArrayTypeError, DeviceError, GradientError
@@ -76,6 +77,8 @@ class DeviceGradients(Gradients):
 
     def _look(self, leaf: Any, like: Any, name: str) -> View:
         where = f"gradient of `{name}`"
+        if rows.is_sparse(leaf):
+            raise DeviceError(f"{where} is one of rows; on a GPU gradients are whole. Give it as a dense array.")
         if not on_gpu(leaf):
             raise DeviceError(
                 f"{where} is a {type(leaf).__name__} in host memory; the parameter is on cuda:{self._device}. Copy the "

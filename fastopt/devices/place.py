@@ -17,6 +17,7 @@ from fastopt.groups import Settings
 from fastopt.params import Tree
 from fastopt.plan import Segment
 from fastopt.targets import driver
+from fastopt.touched import Touched
 
 _T, _STEPS = 0, 2  # the clock: steps done, is one under way, then the steps of each parameter
 
@@ -27,8 +28,8 @@ class Place(Protocol):
     def parameter(self, x: Any, name: str) -> Any: ...
     def span(self, array: Any) -> tuple[int, int]: ...
     def zeros(self, size: int, dtype: Any) -> Any: ...
-    def check(self, settings: Settings, owned: Sequence[Any]) -> None:
-        """Raise `DeviceError` for a rule that cannot run here."""
+    def check(self, settings: Settings, owned: Sequence[Any], sparse: str) -> None:
+        """Raise `DeviceError` for what cannot run here."""
         ...
 
     def start(self, n: int) -> np.ndarray:
@@ -46,6 +47,8 @@ class Place(Protocol):
         segments: Sequence[Segment],
         kinds: tuple[str, ...],
         clock: np.ndarray,
+        touched: dict[str, Touched],
+        reading: str,
         stream: int | None,
     ) -> Any: ...
     def stream(self, stream: Any) -> int: ...
@@ -63,7 +66,7 @@ class Host:
     def span(self, array: np.ndarray) -> tuple[int, int]:
         return array.ctypes.data, array.ctypes.data + array.nbytes
 
-    def check(self, settings: Settings, owned: Sequence[np.ndarray]) -> None:
+    def check(self, settings: Settings, owned: Sequence[np.ndarray], sparse: str) -> None:
         pass
 
     def start(self, n: int) -> np.ndarray:
@@ -84,9 +87,11 @@ class Host:
         segments: Sequence[Segment],
         kinds: tuple[str, ...],
         clock: np.ndarray,
+        touched: dict[str, Touched],
+        reading: str,
         stream: int | None,
     ) -> plan.Plan:
-        return plan.build(settings, segments, kinds, (clock[_T] - clock[_STEPS:]).tolist())
+        return plan.build(settings, segments, kinds, (clock[_T] - clock[_STEPS:]).tolist(), touched, reading)
 
     def stream(self, stream: Any) -> int:
         raise ConfigError(f"stream is {stream!r}; these parameters are in host memory, where there are no streams.")

@@ -13,9 +13,10 @@ from fastopt import scratch
 from fastopt import work as worklist
 from fastopt.devices.array import DeviceArray, upload, zeros
 from fastopt.errors import DeviceError
+from fastopt.gradients import Gradients
 from fastopt.groups import Settings
 from fastopt.lower import Lowered
-from fastopt.plan import Rows, Segment, alike, stages
+from fastopt.plan import Rows, Segment, stages
 from fastopt.schema import Rule
 from fastopt.targets import cuda, cuda_everywhere, text
 from fastopt.targets.driver import Call
@@ -63,8 +64,8 @@ class DevicePlan:
         """Must other gradients have a plan of their own?"""
         return self.captured or self.place.capturing(self.place.ready(stream))
 
-    def aim(self, gradients: np.ndarray) -> None:
-        self._aim = gradients
+    def aim(self, gradients: Gradients) -> None:
+        self._aim = gradients.addresses
 
     def run(self, settings: Settings, clock: np.ndarray, stream: int | None) -> None:
         place = self.place
@@ -117,7 +118,11 @@ def build(
     epoch: int,
 ) -> DevicePlan:
     """Sort the segments into launches, and load the kernels. `missed[k]`: steps segment k sat out."""
-    groups = alike(settings, segments, kinds)
+    groups: dict[tuple[Rule, Lowered, np.dtype, np.dtype], list[int]] = {}
+    for k, (segment, kind) in enumerate(zip(segments, kinds, strict=True)):
+        if kind:
+            which = settings.rule(k), segment.lowered, segment.array.dtype, np.dtype(kind)
+            groups.setdefault(which, []).append(k)
     widths = [len(settings.schema(segments[members[0]].row)) for members in groups.values()]
     rows = [len({(segments[k].row, missed[k]) for k in members}) for members in groups.values()]
     values = zeros(place.driver, place.device, sum(w * n for w, n in zip(widths, rows, strict=True)), np.float64)
