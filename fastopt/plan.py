@@ -212,8 +212,8 @@ def build(
     segments: Sequence[Segment],
     kinds: tuple[str, ...],
     missed: Sequence[int],
-    touched: dict[str, Touched],
-    reading: str,
+    touched: dict[str, Touched] | None = None,
+    reading: str = "lazy",
 ) -> Plan:
     """Sort the segments into launches. Compiles what is not compiled yet.
 
@@ -221,7 +221,7 @@ def build(
     `reading` says how rows without one are read.
     """
     epoch = threads.epoch
-    launches = _launches(settings, segments, kinds, missed, touched, reading)
+    launches = _launches(settings, segments, kinds, missed, {} if touched is None else touched, reading)
     scheduled = any(settings.scheduled(row) for launch in launches for row, _ in launch.rows)
     by_row = reading == "row" and any(isinstance(launch, RowsLaunch) for launch in launches)
     steady = not scheduled and not by_row and not any(launch.stages[1].names for launch in launches)
@@ -251,13 +251,15 @@ def _launches(
         if settings.names[k] not in touched:
             steps = np.zeros(len(array) if reading == "exact" else 0, np.int64) if steps is None else steps
             touched[settings.names[k]] = Touched(array, reading, steps)
-    # shared by the launches; rows of parameters that take no part stay 0
-    slots = max((lowered.slots for _, lowered, *_ in (*alike, *apart.values())), default=0)
-    reduced = np.zeros((len(segments), slots), np.float64)
-    launches = [_launch(segments, members, missed, reduced, *which) for which, members in alike.items()]
+    # shared by a rule's launches, whose totals over all it adds up; rows of parameters that take no part stay 0
+    slots: dict[Rule, int] = {}
+    for rule, low, *_ in (*alike, *apart.values()):
+        slots[rule] = max(slots.get(rule, 0), low.slots)
+    reduced = {rule: np.zeros((len(segments), n)) for rule, n in slots.items()}
+    launches = [_launch(segments, members, missed, reduced[which[0]], *which) for which, members in alike.items()]
     for k, which in apart.items():
         mine = touched[settings.names[k]]
-        whole = vars(_launch(segments, [k], missed, reduced, *which, mine))
+        whole = vars(_launch(segments, [k], missed, reduced[which[0]], *which, mine))
         rule, low, dtype, gradient = which
         mine.launch = RowsLaunch(
             **whole,

@@ -9,6 +9,7 @@ import pytest
 import fastopt as fo
 from fastopt.errors import DeviceError
 from fastopt.lower import lower
+from fastopt.schema import MATRIX
 from fastopt.targets import cuda, toolkit
 
 try:
@@ -23,10 +24,10 @@ F4, F8 = np.dtype("f4"), np.dtype("f8")
 
 
 def variants(rules):
-    """(rule, switches): none on, all on, and each alone."""
+    """(rule, switches): all off, all on, and for matrices alone."""
     for rule in rules:
-        n = len(rule.switches)
-        truths = [(False,) * n, (True,) * n, *(tuple(i == k for i in range(n)) for k in range(n))]
+        matrix = tuple(n == MATRIX for n in rule.switches)
+        truths = [(False,) * len(matrix), (True,) * len(matrix), matrix]
         yield from ((rule, tuple(zip(rule.switches, truth, strict=True))) for truth in dict.fromkeys(truths))
 
 
@@ -83,7 +84,8 @@ def make(variant, dtypes=(F4, F4), sizes=None, seed=0, steps=2):
         for g in grads:
             g[name] = place(rng.standard_normal(shape).astype(of_g))
     # also squares below the normal range
-    grads[0][names[-2]].reshape(-1)[:6] = 0, np.inf, -np.inf, np.nan, 1e-30, -1e-30
+    some = grads[0][names[-2]].reshape(-1)[:6]
+    some[:] = np.array([0, np.inf, -np.inf, np.nan, 1e-30, -1e-30])[: some.size]
     other = fo.Group("*[36]", **({"lr": 0.03} if "lr" in rule.schema else {}), maximize=True)
     try:
         return params, grads, rule(params, groups=[other], **options(rule, on))
@@ -143,7 +145,7 @@ class Twin:
         opt._gradients.release()
 
     def prepare(self, launch, grads):
-        """The lowered rule, its module, the kernels' tables, all arrays they point to, and which of these are copies."""
+        """The lowered rule, its module, the kernels' tables, the arrays they point to, and which of them are copies."""
         opt, members = self.opt, list(dict.fromkeys(launch.work[:, 2].tolist()))
         segment, gradient = opt._segments[members[0]], np.dtype(opt._gradients.kinds[members[0]])
         lowered = segment.lowered

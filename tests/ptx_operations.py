@@ -110,7 +110,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "cvta": lambda op, x: x,
     "cvt": _convert,
     "abs": lambda op, x: np.abs(x),
-    "copysign": lambda op, x, y: np.copysign(y, x),
     "neg": lambda op, x: np.negative(x),
     "copysign": lambda op, x, y: np.copysign(y, x),  # the sign comes first
     "sqrt": lambda op, x: np.sqrt(x),

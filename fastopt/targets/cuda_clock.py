@@ -84,7 +84,7 @@ def source(rule: str, schema: tuple[str, ...], lowered: Lowered, dtype: np.dtype
         called |= {"expm1", "log"}
     if "cbrt" in called:
         called |= {"copysign"}
-    own = [math.SCALAR[n] for n in math.SCALAR if n in called]
+    own = [body for n, body in (math.SCALAR | math.OF_NUMBERS).items() if n in called]
     own += [_BIAS_CORRECTION] if "bias_correction_" in called else []
     library = [n for n in math.LIBM if n in called]
     names = text.names(lowered)

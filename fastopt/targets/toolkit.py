@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -38,13 +39,13 @@ def entry(ptx_text: str) -> str:
 def cubin(ptx_text: str, capability: tuple[int, int]) -> bytes:
     """Machine code of PTX for a compute capability, by nvJitLink: without a GPU or a driver. Raises `DeviceError`."""
     try:
-        from cuda.core import Linker, LinkerOptions, ObjectCode
+        core: Any = import_module("cuda.core")
     except ImportError as error:
         raise DeviceError(f"machine code for CUDA needs cuda-core: {INSTALL}. ({error})") from error
     major, minor = capability
     try:
-        linker = Linker(ObjectCode.from_ptx(ptx_text.encode()), options=LinkerOptions(arch=f"sm_{major}{minor}"))
-        return bytes(linker.link("cubin").code)
+        options = core.LinkerOptions(arch=f"sm_{major}{minor}")
+        return bytes(core.Linker(core.ObjectCode.from_ptx(ptx_text.encode()), options=options).link("cubin").code)
     except Exception as error:  # nvJitLink's own class of errors has moved between versions
         raise DeviceError(f"nvJitLink makes no code for compute capability {major}.{minor}: {error}") from error
 
