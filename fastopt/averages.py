@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from fastopt import plan
-from fastopt.errors import ConfigError
+from fastopt.errors import ConfigError, DeviceError
 from fastopt.groups import Settings
 from fastopt.lower import lower
 
@@ -27,6 +27,7 @@ class Averages:
     """
 
     params: Any
+    _place: Any
     _settings: Settings
     _segments: list[plan.Segment]
     _clock: np.ndarray
@@ -100,6 +101,8 @@ class Averages:
     def _view(self, clock: np.ndarray) -> plan.Plan:
         """What shows the averages: the plan of a step whose rule is the view."""
         settings = self._settings
+        if hasattr(self._place, "control"):
+            raise DeviceError("opt.eval() cannot turn parameters on a GPU; copy parameters and state to the CPU first.")
         if all(rule.view is None for rule in settings.rules):
             raise ConfigError(
                 f"`{settings.title}` has no average to show; opt.eval() is for rules that keep one, such as "

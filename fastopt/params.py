@@ -122,10 +122,8 @@ def foreign(x: Any, name: str) -> Any:
     """A NumPy view of another library's array on the CPU (PyTorch, anything with `__array_interface__` or DLPack)."""
     if isinstance(x, np.ndarray):
         return x
-    if hasattr(x, "__cuda_array_interface__") or getattr(getattr(x, "device", None), "type", "cpu") not in ("cpu",):
-        raise DeviceError(
-            f"`{name}` lives on a GPU ({type(x).__name__}); this version of fastopt updates CPU memory only."
-        )
+    if getattr(getattr(x, "device", None), "type", "cpu") != "cpu" or hasattr(x, "__cuda_array_interface__"):
+        raise DeviceError(f"`{name}` lives on a GPU ({type(x).__name__}); expected an array in host memory.")
     x = x.detach() if hasattr(x, "detach") else x  # a PyTorch tensor that requires grad refuses to share its memory
     for attribute in ("__array_interface__", "__array__", "__dlpack__"):
         if hasattr(x, attribute):
@@ -184,10 +182,10 @@ def gradient(x: Any, like: np.ndarray, name: str) -> np.ndarray:
     return np.require(np.asarray(g), g.dtype.newbyteorder("="), ("C", "A"))
 
 
-def check_overlap(arrays: list[np.ndarray], names: tuple[str, ...]) -> None:
+def check_overlap(spans: Sequence[tuple[int, int]], names: tuple[str, ...]) -> None:
     """Raise `ConfigError` if two parameters share memory: a kernel would update the shared part twice."""
-    spans = sorted((a.ctypes.data, a.ctypes.data + a.nbytes, n) for a, n in zip(arrays, names, strict=True) if a.size)
-    for (_, end, first), (start, _, second) in pairwise(spans):
+    found = sorted((start, end, n) for (start, end), n in zip(spans, names, strict=True) if start < end)
+    for (_, end, first), (start, _, second) in pairwise(found):
         if start < end:
             raise ConfigError(
                 f"parameters `{first}` and `{second}` share memory; give each array once, or a copy of it."

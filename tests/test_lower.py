@@ -265,7 +265,7 @@ def test_source_reads_like_the_formula(name):
     text = fo.source(CATALOGUE[name])
     compile(text, name, "exec")
     rule = CATALOGUE[name]
-    lowered = lower(rule, tuple((s, bool(rule.hyper[s])) for s in rule.switches))
+    lowered = lower(rule, tuple((s, bool(rule.hyper.get(s))) for s in rule.switches))
     assert "prange" in text and (lowered.slots or "float64" not in text.replace("in float64", ""))
     # the expressions of columns are as long as the formula makes them
     assert max(len(line) for line in text.splitlines() if not line.startswith("#")) <= 140
