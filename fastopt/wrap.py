@@ -15,6 +15,8 @@ from fastopt.rule import signature
 from fastopt.schema import MATRIX, REQUIRED, Hyper, Rule
 
 _SUPPLIED = ("t", MATRIX)
+_Text = Callable[..., Any] | str
+_Starts = Mapping[str, float | str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +36,9 @@ class Wrapper:
     behind: bool
     state: tuple[str, ...]
     schema: Mapping[str, Hyper]
-    init: Mapping[str, float | str]
+    init: _Starts
     supplied: tuple[str, ...]
-    view: Callable[..., Any] | str | None
+    view: _Text | None
 
     @property
     def name(self) -> str:
@@ -75,13 +77,10 @@ class Wrapper:
             switches=lower.switches(source, both) + (MATRIX,) * (MATRIX in supplied),
             timed="t" in supplied,
         )
-        if self.view is None:
-            made = views.again(made, rule)
-        else:
-            made = views.attach(made, self.view, {n: renamed[n] for n in (*self.state, *self.schema)})
+        public = {n: renamed[n] for n in (*self.state, *self.schema)}
+        made = views.again(made, rule) if self.view is None else views.attach(made, self.view, public)
         lower.check(made)
-        if self.view is not None:
-            views.check(made)
+        views.check(made)
         return made
 
     def _defaults(self, values: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Hyper]:
@@ -201,13 +200,7 @@ def _tuple(values: Any) -> tuple[Any, ...]:
     return values if isinstance(values, tuple) else (values,)
 
 
-def before(
-    function: Callable[..., Any] | str | None = None,
-    /,
-    *,
-    init: Mapping[str, float | str] | None = None,
-    view: Callable[..., Any] | str | None = None,
-) -> Any:
+def before(function: _Text | None = None, /, *, init: _Starts | None = None, view: _Text | None = None) -> Any:
     """Make a wrapper of `(p, g, *state, *, **hyperparameters[, t]) -> (g, *state)`: the rule sees the new g.
 
     Body, states, `init`, `view`, hyperparameters and errors are those of `fastopt.rule`.
@@ -215,13 +208,7 @@ def before(
     return _wrapper(function, init or {}, view, behind=False)
 
 
-def behind(
-    function: Callable[..., Any] | str | None = None,
-    /,
-    *,
-    init: Mapping[str, float | str] | None = None,
-    view: Callable[..., Any] | str | None = None,
-) -> Any:
+def behind(function: _Text | None = None, /, *, init: _Starts | None = None, view: _Text | None = None) -> Any:
     """Make a wrapper of `(p, g, new, *state, *, **hyperparameters[, t]) -> (new, *state)`.
 
     p and g are what the step found, `new` is what the rule made of p. Else as `before`.
@@ -229,12 +216,7 @@ def behind(
     return _wrapper(function, init or {}, view, behind=True)
 
 
-def _wrapper(
-    function: Callable[..., Any] | str | None,
-    init: Mapping[str, float | str],
-    view: Callable[..., Any] | str | None,
-    behind: bool,
-) -> Any:
+def _wrapper(function: _Text | None, init: _Starts, view: _Text | None, behind: bool) -> Any:
     if function is None:
         return lambda f: _wrapper(f, init, view, behind)
     source = read(function)
