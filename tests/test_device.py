@@ -1,5 +1,9 @@
 """Optimizers on a CUDA device, from `step` to the executed kernel, through a driver that needs no GPU."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from cuda_twin import label, make, needs_numba_cuda, variants
@@ -65,8 +69,12 @@ def small(dtypes=("f4", "f4", "f4")):
 
 
 # ---------------------------------------------------------------- steps
-# one variant of each rule: test_cuda.py looks at every kernel
-@pytest.mark.parametrize("variant", [next(variants([rule])) for rule in CATALOGUE.values()], ids=label)
+# one of each kind: noise, numbers as state, totals of one and of all parameters, rows and columns, matrices; the
+# kernels of all rules are in test_cuda.py
+KINDS = ("sgd", "sgld", "adamw", "ftrl", "nadam", "lamb", "adafactor", "prodigy", "schedule_free_adamw", "muon")
+
+
+@pytest.mark.parametrize("variant", [next(variants([CATALOGUE[name]])) for name in KINDS], ids=label)
 def test_every_rule_steps_on_the_device_as_on_the_host(gpu, variant):
     params, grads, opt = make(variant, steps=3)
     rule, _ = variant
@@ -119,6 +127,17 @@ def test_a_total_over_all_parameters_reaches_every_launch(gpu):
         opt.step(g), twin.step(there(gpu, g))
         assert len(twin._plan.launches) == 2
     same(opt, twin, rtol=1e-6)
+
+
+def test_the_benchmark_runs_dry_and_stores_nothing(tmp_path):
+    out = tmp_path / "cuda.json"
+    command = [sys.executable, "-m", "benchmarks.cuda", "--out", str(out)]
+    root = Path(__file__).parent.parent
+    done = subprocess.run([*command, "--fake"], cwd=root, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for what in ("copy on the device", "AdamW, 5 tensors", "AdamW 2^26, 2 blocks of 512", "adamw 2^8", "dry run"):
+        assert what in done.stdout
+    assert not out.exists()
 
 
 def test_many_tensors_are_one_launch(gpu):
