@@ -3,8 +3,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fastopt import math, schedules
+from fastopt import checkpoint, math, schedules
 from fastopt.callbacks import EarlyStopping, KeepBest, Restarts, Target
+from fastopt.checkpoint.callback import Checkpoint
 from fastopt.data import Minibatches, minibatches
 from fastopt.errors import (
     ArrayTypeError,
@@ -74,7 +75,7 @@ from fastopt.schema import Domain, Fraction, NonNegative, OpenFraction, Rule
 from fastopt.scipy_bridge import scipy_method
 from fastopt.source import source
 from fastopt.threads import set_num_threads
-from fastopt.wrappers import cautious, clip_value, grokfast
+from fastopt.wrappers import cautious, clip_value, ema, grokfast
 
 if TYPE_CHECKING:
     from fastopt.rules import keras, optax
@@ -83,6 +84,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArrayTypeError",
+    "Checkpoint",
     "CheckpointError",
     "ConcurrentUseError",
     "ConfigError",
@@ -118,9 +120,11 @@ __all__ = [
     "adopt",
     "asgd",
     "cautious",
+    "checkpoint",
     "clip_value",
     "dadapt_adam",
     "dog",
+    "ema",
     "ftrl",
     "grokfast",
     "keras",

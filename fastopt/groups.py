@@ -127,7 +127,7 @@ class Settings:
         rule = self.rules[row]
         return tuple((n, bool(self.value(row, n, own))) for n in rule.switches if n in rule.schema)
 
-    def lowered(self, k: int, param: np.ndarray) -> Lowered:
+    def lowered(self, k: int, param: Any) -> Lowered:
         """The lowered rule of parameter `k`."""
         return lower(self.rule(k), self.chosen(k, param))
 
@@ -209,8 +209,13 @@ class Settings:
             return [f"groups: {found}, expected {listing(self.patterns)}"]
         problems = []
         for k, p in enumerate(self.patterns):
+            if not isinstance(saved[p], Mapping):
+                problems.append(f"hyperparameters of {p!r}: {saved[p]!r}, expected a dict")
+                continue
             for name, value in saved[p].items():
                 live = self.own[k].get(name, 0.0)
+                if isinstance(value, Mapping) and callable(live) and not hasattr(live, "load_state_dict"):
+                    problems.append(f"`{name}` of {p!r}: a schedule with a state, expected one without")
                 if not callable(live) and (value is None or isinstance(value, Mapping)):
                     problems.append(f"`{name}` of {p!r}: a schedule, which is not saved; build the optimizer with it")
         if not problems:

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.callbacks import Restarts, Run, assign, copied, hooks, whole
+from fastopt.callbacks import Restarts, Run, hooks, whole
+from fastopt.checkpoint.callback import Checkpoint
 from fastopt.data import minibatches
 from fastopt.errors import ConfigError, hint, listing
 from fastopt.groups import Group
-from fastopt.params import survey
+from fastopt.params import assign, copied, survey
 from fastopt.process import Process, Result
 from fastopt.schedules import Plateau
 from fastopt.schedules.declare import Schedule
@@ -50,12 +51,13 @@ def minimize(
             more at the end so that every number in the history belongs to the parameters after its epoch.
         seed, shuffle: the order of mini-batches.
         validation: `params -> loss`, or a dict of numbers with a key "loss"; called after every epoch, lower is better.
-        callbacks: one or several: `EarlyStopping`, `KeepBest`, `Target`, `Restarts`, or your own, a function `on_epoch`
-            or an object with any of `on_start(run)`, `on_step(run)`, `on_epoch(run)`, `on_end(run)`; to stop the run
-            they return a string, the reason, or True, else None. `run` is a `fastopt.callbacks.Run`.
+        callbacks: one or several: `EarlyStopping`, `KeepBest`, `Target`, `Restarts`, `Checkpoint`, or your own, a
+            function `on_epoch` or an object with any of `on_start(run)`, `on_step(run)`, `on_epoch(run)` and
+            `on_end(run)`; to stop the run they return a string, the reason, or True, else None. `run` is a
+            `fastopt.callbacks.Run`.
         progress: a live bar (needs rich).
         groups, hyper: for the optimizer, but for `maximize`. Schedules fed with a metric (`schedules.Plateau`) get it
-            after every epoch.
+            after every epoch. A rule that asks for the `loss`, such as `polyak`, is told it before every step.
 
     A loss that is not finite stops the run before its gradient is applied. Ctrl-C returns what there is.
 
@@ -87,6 +89,9 @@ def minimize(
     if len(restarts) > 1:
         raise ConfigError("minimize: `callbacks` holds more than one `Restarts`; give one.")
     callbacks = [c for c in callbacks if not isinstance(c, Restarts)]
+    if (saving := sum(isinstance(c, Checkpoint) for c in callbacks)) > 1 or (saving and restarts):
+        other = "`Restarts`, whose runs are several" if restarts else "another"
+        raise ConfigError(f"minimize: `callbacks` holds a `Checkpoint` and {other}; give one of them.")
     hooks(callbacks)
     given = [hyper, *(g.hyper for g in groups if isinstance(g, Group))]
     plateaus = list({id(p): p for h in given for v in h.values() for p in _plateaus(v)}.values())
@@ -99,7 +104,9 @@ def minimize(
             for plateau, state in zip(plateaus, fresh, strict=True):
                 plateau.load_state_dict(state)
             optimizer = rule(params, groups=groups, **hyper)
-            run = Run(params, optimizer, epochs, steps, validation=None if validation is None else math.nan)
+            known = None if validation is None else math.nan
+            held = None if full else batches
+            run = Run(params, optimizer, epochs, steps, validation=known, batches=held, callbacks=callbacks)
             return Process(run, loss_and_grad, validation, events, plateaus).result(batches, full)
 
         return _restarted(restarts[0], once, params, _frozen(params, groups)) if restarts else once()
@@ -112,6 +119,8 @@ def _check_names(rule: Rule, hyper: Mapping[str, Any]) -> None:
             "minimize: `maximize` is not for minimize, which minimises; negate the loss and its gradient, or write the "
             f"loop yourself with {rule.name}(params, maximize=True)."
         )
+    if "loss" in hyper and "loss" in rule.schema:
+        raise ConfigError(f"minimize: `loss` of `{rule.name}` is set at every step by minimize itself; leave it out.")
     options = list(minimize.__kwdefaults__ or {})
     for name in sorted(hyper.keys() - rule.schema.keys() - {"device", "sparse"}):
         better = hint(name, [*options, *rule.schema])

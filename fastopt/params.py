@@ -126,10 +126,8 @@ def foreign(x: Any, name: str, wrong: type[FastoptError] = ArrayTypeError) -> An
     if isinstance(x, np.ndarray):
         return x
     kind = getattr(getattr(x, "device", None), "type", "cpu")
-    if hasattr(x, "__cuda_array_interface__") or kind != "cpu" or _dlpack_device(x) not in _HOST:
-        raise DeviceError(
-            f"`{name}` lives on a GPU ({type(x).__name__}); this version of fastopt updates CPU memory only."
-        )
+    if kind != "cpu" or hasattr(x, "__cuda_array_interface__") or _dlpack_device(x) not in _HOST:
+        raise DeviceError(f"`{name}` lives on a GPU ({type(x).__name__}); expected an array in host memory.")
     x = x.detach() if hasattr(x, "detach") else x  # a PyTorch tensor that requires grad refuses to share its memory
     try:
         for attribute in ("__array_interface__", "__array__", "__dlpack__"):
@@ -201,14 +199,34 @@ def gradient(x: Any, like: np.ndarray, name: str) -> np.ndarray:
     return np.require(np.asarray(g), g.dtype.newbyteorder("="), ("C", "A"))
 
 
-def check_overlap(arrays: list[np.ndarray], names: tuple[str, ...]) -> None:
+def check_overlap(spans: Sequence[tuple[int, int]], names: tuple[str, ...]) -> None:
     """Raise `ConfigError` if two parameters share memory: a kernel would update the shared part twice."""
-    spans = sorted((a.ctypes.data, a.ctypes.data + a.nbytes, n) for a, n in zip(arrays, names, strict=True) if a.size)
-    for (_, end, first), (start, _, second) in pairwise(spans):
+    found = sorted((start, end, n) for (start, end), n in zip(spans, names, strict=True) if start < end)
+    for (_, end, first), (start, _, second) in pairwise(found):
         if start < end:
             raise ConfigError(
                 f"parameters `{first}` and `{second}` share memory; give each array once, or a copy of it."
             )
+
+
+def copied(params: Any) -> Any:
+    """The same structure, of new NumPy arrays."""
+    tree, arrays = survey(params)
+    return tree.build(iter([np.array(foreign(a, n)) for a, n in zip(arrays, tree.names(), strict=True)]))
+
+
+def assign(params: Any, source: Any, name: str = "params") -> None:
+    """Copy `source` into the arrays of `params`, of the same structure, or raise `ConfigError` and change nothing."""
+    (to, arrays), (tree, values) = survey(params), survey(source)
+    names = to.names()
+    if tree.names() != names:
+        raise ConfigError(f"{name}: has {listing(tree.names())}; the parameters are {listing(names)}.")
+    pairs = [(foreign(a, n), np.asarray(foreign(v, n))) for a, v, n in zip(arrays, values, names, strict=True)]
+    for (array, value), path in zip(pairs, names, strict=True):
+        if array.shape != value.shape:
+            raise ConfigError(f"{name}: `{path}` has shape {value.shape}; the parameter has {array.shape}.")
+    for array, value in pairs:
+        array[...] = value
 
 
 def zeros(size: int, dtype: Any) -> np.ndarray:

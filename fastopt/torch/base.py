@@ -18,6 +18,7 @@ from fastopt.torch import tensors
 from fastopt.torch.engine import Engine
 from fastopt.torch.kind import Kind
 
+_profiled: Any = vars(torch.autograd)["_profiler_enabled"]
 _params = itemgetter("params")
 _grad = attrgetter("grad")
 
@@ -61,7 +62,7 @@ def _hooked(step: Any) -> Any:
     @wraps(step)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
         own = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
-        if own or _all_before or _all_after or torch._C._autograd._profiler_enabled():
+        if own or _all_before or _all_after or _profiled():
             return whole(self, *args, **kwargs)
         return step(self, *args, **kwargs)
 
