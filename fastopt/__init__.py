@@ -19,6 +19,7 @@ from fastopt.errors import (
     TornStateError,
 )
 from fastopt.groups import Group
+from fastopt.lbfgs import lbfgs
 from fastopt.minimize import minimize
 from fastopt.optimizer import Optimizer
 from fastopt.pack import pack
@@ -100,6 +101,7 @@ __all__ = [
     "ftrl",
     "keras",
     "laprop",
+    "lbfgs",
     "lion",
     "madgrad",
     "mars",
