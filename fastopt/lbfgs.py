@@ -248,20 +248,20 @@ class Search:
         """The direction -H g by Algorithm 7.4 on products; its slope."""
         m, p = self.rule.history, self._pairs
         k = len(p)
-        sy, yy = self._sy[np.ix_(p, p)], self._yy[np.ix_(p, p)]
-        of_s, of_y, of_g = np.zeros(k), np.zeros(k), 1.0
+        sy, yy = self._sy[np.ix_(p, p)].tolist(), self._yy[np.ix_(p, p)].tolist()
+        of_s, of_y, of_g = [0.0] * k, [0.0] * k, 1.0
         if k:
-            sg, yg = self._with_g
-            alpha = np.zeros(k)
+            sg, yg = (products.tolist() for products in self._with_g)
+            alpha = [0.0] * k
             for i in reversed(range(k)):
-                alpha[i] = (sg[i] - sy[i, i + 1 :] @ alpha[i + 1 :]) / sy[i, i]
-            of_g = sy[-1, -1] / yy[-1, -1]
-            of_y = -of_g * alpha
+                alpha[i] = (sg[i] - sum(sy[i][j] * alpha[j] for j in range(i + 1, k))) / sy[i][i]
+            of_g = sy[-1][-1] / yy[-1][-1]
+            of_y = [-of_g * a for a in alpha]
             for i in range(k):
-                beta = (of_g * yg[i] + yy[i] @ of_y + sy[:i, i] @ of_s[:i]) / sy[i, i]
-                of_s[i] = alpha[i] - beta
+                with_q = of_g * yg[i] + sum(yy[i][j] * of_y[j] for j in range(k))
+                of_s[i] = alpha[i] - (with_q + sum(sy[j][i] * of_s[j] for j in range(i))) / sy[i][i]
         rows = np.array([*p, *(q + m for q in p)], np.uint64)
-        factors = -np.concatenate([of_s, of_y]).astype(self._x.dtype)
+        factors = -np.array([*of_s, *of_y], self._x.dtype)
         of = self._x.dtype.type(-of_g)
         self._run("direct", self._tasks, rows, factors, of, self._basis, self._g, self._d, self._partials, self._lanes)
         return float(self._partials[0, 0].sum())

@@ -25,7 +25,7 @@ def rosenbrock(n):
         g[1:] += 200 * a
         return float(100 * a @ a + b @ b), g
 
-    return function, np.tile([-1.2, 1.0], n // 2)
+    return function, np.array([-1.2, 1.0]) if n == 2 else np.zeros(n)
 
 
 def logistic():
