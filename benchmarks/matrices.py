@@ -176,9 +176,7 @@ def main() -> int:
             f"{name} {1e3 * s:.0f} ms (fastest {1e3 * row['fastest'][name]:.0f})" for name, s in row["seconds"].items()
         )
         print(f"muon {row['shape']}: {times}; {row['share of products']:.1%} of our step in products")
-        print(
-            f"  error of the orthogonal matrix: fastopt {row['error']['fastopt']:.1e}, torch {row['error']['torch']:.1e}"
-        )
+        print("  error of the orthogonal matrix: " + ", ".join(f"{k} {e:.1e}" for k, e in row["error"].items()))
     row = found["lbfgs"]
     times = ", ".join(
         f"{name} {1e3 * s:.1f} ms (fastest {1e3 * row['fastest'][name]:.1f})" for name, s in row["seconds"].items()

@@ -5,6 +5,8 @@ import itertools
 import sys
 from pathlib import Path
 
+from fastopt.commands.rates import SETTINGS
+from fastopt.commands.traffic import kept, traffic
 from fastopt.lower import lower
 from fastopt.rules import CATALOGUE
 from fastopt.rules.readings import READINGS
@@ -12,8 +14,10 @@ from fastopt.schema import Rule
 
 HEAD = """# Rules
 
-Generated from the catalogue by `python docs/rules.py`. Bytes are for float32 parameters and gradients: state per
-parameter, and what a step moves (reads of p, g and state, writes of p and state).
+Generated from the catalogue by `python docs/rules.py`. Bytes are for float32 parameters and gradients. State: what an
+optimizer keeps. Moved: what a step reads and writes for each element, all passes together; a rule that must know a
+total first looks at its elements more than once. A state that no element takes part in is a float64 number per
+parameter, row or column. Where nothing is said, state starts at 0.
 """
 
 BETWEEN = """# Readings
@@ -22,24 +26,50 @@ The same rules as other libraries write them, with their defaults, for a trainin
 `fo.optax.adam`. The hyperparameters have fastopt's names; their values mean what they mean there.
 """
 
+COLUMNS = ("switches", "state", "state, bytes", "passes", "moved, bytes an element")
+
 
 def section(rule: Rule) -> str:
     source = inspect.getsource(rule.formula)
     lines = [f"## {rule.name}", "", inspect.cleandoc(rule.__doc__ or ""), "", "```text"]
-    lines += [line for line in source.splitlines() if not line.startswith("@")]
-    lines += ["```", "", "| switches | state | state, bytes | moved, bytes |", "|---|---|---|---|"]
-    seen: set[tuple[str, ...]] = set()
+    lines += [*_formula(source), "```", ""]
+    if rule.init:
+        lines += [f"Starts: {', '.join(f'{name} at {_start(rule, name)}' for name in rule.init)}.", ""]
+    if rule.name in SETTINGS:
+        lines += [_digits(rule), ""]
+    lines += [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    seen: dict[tuple[str, ...], None] = {}
     for truth in itertools.product((False, True), repeat=len(rule.switches)):
         chosen = tuple(zip(rule.switches, truth, strict=True))
         lowered = lower(rule, chosen)
-        state = lowered.state
-        if state not in seen:
-            seen.add(state)
-            on = ", ".join(n for n, v in chosen if v) or "-"
-            names = ", ".join(state) or "none"
-            n, squares = len(state) - len(lowered.square), " + squares" * bool(lowered.square)
-            lines.append(f"| {on} | {names} | {4 * n}{squares} | {4 * (3 + 2 * n)}{squares} |")
+        moved = traffic(lowered)
+        calls = " and the matrices'" if moved.calls else ""
+        row = ", ".join(lowered.state) or "none", kept(lowered), str(moved.passes), f"{moved.bytes()}{calls}"
+        if row not in seen:
+            seen[row] = None
+            lines.append(f"| {' | '.join((', '.join(n for n, v in chosen if v) or '-', *row))} |")
     return "\n".join(lines)
+
+
+def _formula(source: str) -> list[str]:
+    """Signature and statements; the docstring stands above."""
+    lines = [line for line in source.splitlines() if not line.startswith("@")]
+    quotes = [k for k, line in enumerate(lines) if '"""' in line]
+    last = quotes[0] if lines[quotes[0]].count('"""') == 2 else quotes[1]
+    return lines[: quotes[0]] + lines[last + 1 :]
+
+
+def _start(rule: Rule, name: str) -> str:
+    start = rule.init[name]
+    return "the parameter" if start == "p" else f"`{start}`" if isinstance(start, str) else f"{start:g}"
+
+
+def _digits(rule: Rule) -> str:
+    s = SETTINGS[rule.name]
+    more = "".join(f", {name} {value:g}" for name, value in s.hyper.items())
+    more += ", the whole data at each step" if s.whole else ""
+    more += f", `{s.vectors}` for biases" if s.vectors else ""
+    return f"`fastopt train`: lr {s.softmax:g} (softmax), {s.mlp:g} (mlp){more}."
 
 
 def text() -> str:

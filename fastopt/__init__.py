@@ -3,8 +3,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fastopt import math, schedules
+from fastopt import checkpoint, math, schedules
 from fastopt.callbacks import EarlyStopping, KeepBest, Restarts, Target
+from fastopt.checkpoint.callback import Checkpoint
 from fastopt.data import Minibatches, minibatches
 from fastopt.errors import (
     ArrayTypeError,
@@ -23,30 +24,44 @@ from fastopt.lbfgs import lbfgs
 from fastopt.minimize import minimize
 from fastopt.optimizer import Optimizer
 from fastopt.pack import pack
+from fastopt.rows import rows
 from fastopt.rule import rule
 from fastopt.rules import (
     adabelief,
     adadelta,
+    adafactor,
     adagrad,
+    adagrad_norm,
     adam,
+    adam_mini,
     adamax,
     adamw,
     adan,
     ademamix,
     adopt,
     asgd,
+    dadapt_adam,
+    dog,
     ftrl,
+    lamb,
     laprop,
+    lars,
+    ldog,
     lion,
     madgrad,
     mars,
     muon,
     nadam,
+    novograd,
+    polyak,
+    prodigy,
     qhadam,
     qhm,
     radam,
     rmsprop,
     rprop,
+    schedule_free_adamw,
+    schedule_free_sgd,
     sgd,
     sgld,
     shampoo,
@@ -54,12 +69,14 @@ from fastopt.rules import (
     signum,
     soap,
     sophia,
+    sps,
     yogi,
 )
-from fastopt.schema import Domain, Fraction, NonNegative, Rule
+from fastopt.schema import Domain, Fraction, NonNegative, OpenFraction, Rule
 from fastopt.scipy_bridge import scipy_method
 from fastopt.source import source
 from fastopt.threads import set_num_threads
+from fastopt.wrappers import cautious, clip_value, grokfast
 
 if TYPE_CHECKING:
     from fastopt.rules import keras, optax
@@ -68,6 +85,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArrayTypeError",
+    "Checkpoint",
     "CheckpointError",
     "ConcurrentUseError",
     "ConfigError",
@@ -82,6 +100,7 @@ __all__ = [
     "Minibatches",
     "NonFiniteError",
     "NonNegative",
+    "OpenFraction",
     "Optimizer",
     "Restarts",
     "Rule",
@@ -90,18 +109,30 @@ __all__ = [
     "TornStateError",
     "adabelief",
     "adadelta",
+    "adafactor",
     "adagrad",
+    "adagrad_norm",
     "adam",
+    "adam_mini",
     "adamax",
     "adamw",
     "adan",
     "ademamix",
     "adopt",
     "asgd",
+    "cautious",
+    "checkpoint",
+    "clip_value",
+    "dadapt_adam",
+    "dog",
     "ftrl",
+    "grokfast",
     "keras",
+    "lamb",
     "laprop",
+    "lars",
     "lbfgs",
+    "ldog",
     "lion",
     "madgrad",
     "mars",
@@ -110,14 +141,20 @@ __all__ = [
     "minimize",
     "muon",
     "nadam",
+    "novograd",
     "optax",
     "pack",
+    "polyak",
+    "prodigy",
     "qhadam",
     "qhm",
     "radam",
     "rmsprop",
+    "rows",
     "rprop",
     "rule",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
     "schedules",
     "scipy_method",
     "set_num_threads",
@@ -129,6 +166,7 @@ __all__ = [
     "soap",
     "sophia",
     "source",
+    "sps",
     "yogi",
 ]
 

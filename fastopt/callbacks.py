@@ -13,14 +13,15 @@ Anything else is a `ConfigError`. Every callback hears an event before the run s
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastopt.errors import ConfigError, listing
-from fastopt.params import foreign, survey
+from fastopt.errors import ConfigError
+from fastopt.params import assign, copied, foreign, survey
 
 if TYPE_CHECKING:
     from fastopt.optimizer import Optimizer
@@ -41,7 +42,10 @@ class Run:
         best_loss, best_epoch: lowest `metric` of any epoch and when; `improved`: whether this epoch was it.
         best_params: a copy of the parameters of that epoch, where `KeepBest` is at work.
         history: see `Result`.
-        message: set by a callback that stops the run, for the result.
+        message: set by a callback that stops the run, for the result. reason: the first one that a callback gave.
+        batches: what is iterated over once an epoch, None in full-batch runs. callbacks: all of them.
+        so_far: of a mini-batch epoch that is under way: learning rate at its start, sum of losses, examples seen.
+        began: when, in `time.perf_counter()`.
     """
 
     params: Any
@@ -59,6 +63,11 @@ class Run:
     improved: bool = False
     history: dict[str, list[float]] = field(default_factory=lambda: {"loss": [], "lr": [], "seconds": []})
     message: str = ""
+    reason: str = ""
+    batches: Any = None
+    callbacks: list[Any] = field(default_factory=list)
+    so_far: tuple[float, float, int] | None = None
+    began: float = field(default_factory=time.perf_counter)
 
     @property
     def metric(self) -> float:
@@ -106,6 +115,12 @@ class EarlyStopping:
         run.message = f"no improvement of more than {self.min_delta:g} over {self._best:.6g} for {self.patience} epochs"
         return "early stopping"
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best, "since": self._since}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._best, self._since = float(state["best"]), int(state["since"])
+
 
 @dataclass
 class KeepBest:
@@ -127,6 +142,14 @@ class KeepBest:
     def on_end(self, run: Run) -> None:
         assign(run.params, run.best_params)
         run.loss, run.validation = self._scores
+
+    def state_dict(self) -> dict[str, Any]:
+        """Without the parameters, which are the run's."""
+        return {"scores": list(self._scores)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        loss, validation = state["scores"]
+        self._scores = loss, validation
 
     def _keep(self, run: Run) -> None:
         # a new copy each time: overwriting the old one would leave a mixture of the two if Ctrl-C came meanwhile
@@ -196,7 +219,7 @@ class Restarts:
 def hooks(callbacks: Iterable[Any]) -> dict[str, list[Callable[[Run], Any]]]:
     """Event -> what to call. Raises `ConfigError` for an object that has none of the methods."""
     found: dict[str, list[Callable[[Run], Any]]] = {event: [] for event in EVENTS}
-    for one in callbacks:
+    for one in sorted(callbacks, key=lambda c: bool(getattr(c, "last", False))):
         methods = {event: getattr(one, event) for event in EVENTS if hasattr(one, event)}
         if isinstance(one, type) or not (methods or callable(one)):
             remedy = f"; write {one.__name__}(...)" if isinstance(one, type) else ""
@@ -206,26 +229,6 @@ def hooks(callbacks: Iterable[Any]) -> dict[str, list[Callable[[Run], Any]]]:
         for event, method in (methods or {"on_epoch": one}).items():
             found[event].append(method)
     return found
-
-
-def copied(params: Any) -> Any:
-    """The same structure, of new NumPy arrays."""
-    tree, arrays = survey(params)
-    return tree.build(iter([np.array(foreign(a, n)) for a, n in zip(arrays, tree.names(), strict=True)]))
-
-
-def assign(params: Any, source: Any, name: str = "params") -> None:
-    """Copy `source` into the arrays of `params`, of the same structure, or raise `ConfigError` and change nothing."""
-    (to, arrays), (tree, values) = survey(params), survey(source)
-    names = to.names()
-    if tree.names() != names:
-        raise ConfigError(f"{name}: has {listing(tree.names())}; the parameters are {listing(names)}.")
-    pairs = [(foreign(a, n), np.asarray(foreign(v, n))) for a, v, n in zip(arrays, values, names, strict=True)]
-    for (array, value), path in zip(pairs, names, strict=True):
-        if array.shape != value.shape:
-            raise ConfigError(f"{name}: `{path}` has shape {value.shape}; the parameter has {array.shape}.")
-    for array, value in pairs:
-        array[...] = value
 
 
 def whole(who: str, name: str, value: Any, least: int) -> None:

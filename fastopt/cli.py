@@ -1,4 +1,4 @@
-"""`fastopt train | bench | info | source`."""
+"""`fastopt train | bench | info | source | inspect`."""
 
 import argparse
 import os
@@ -13,7 +13,8 @@ from fastopt.errors import ConfigError, FastoptError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Exit status 0; 1 if a rule misses its accuracy; 2 for a wrong call; 130 after Ctrl-C."""
+    """Run one command. Exit status 0; 1 if a rule misses its accuracy or a file is damaged; 2 for a wrong call;
+    130 after Ctrl-C."""
     args = _parser().parse_args(argv)
     try:
         status = args.run(args) or 0
@@ -34,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="fastopt", description="Optimizers compiled from their formulas.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"fastopt {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="train | bench | info | source")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="train | bench | info | source | inspect")
 
     def command(name: str, run: Callable[..., int | None], text: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -62,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("rule", metavar="RULE")
     p.add_argument("--target", default="cpu", metavar="TARGET", help="default: cpu")
     p.add_argument("--set", nargs="+", default=[], metavar="SWITCH=true", help="switches, such as amsgrad=true")
+
+    p = command("inspect", inspect, "What a checkpoint holds: sizes, hyperparameters; its checksums are compared.")
+    p.add_argument("file", metavar="FILE")
     return parser
 
 
@@ -85,7 +89,7 @@ def train(args: argparse.Namespace) -> int:
             models,
             rules,
             epochs=epochs,
-            batch_size=args.batch_size or contest.BATCH_SIZE,
+            batch_size=args.batch_size,
             lr=args.lr,
             seed=args.seed,
             watch=watch,
@@ -144,6 +148,12 @@ def source(args: argparse.Namespace) -> None:
     from fastopt.commands import rule_named
 
     print(text(rule_named(args.rule), args.target, **dict(map(_switch, args.set))))
+
+
+def inspect(args: argparse.Namespace) -> int:
+    from fastopt.commands import inspect as report
+
+    return report.show(args.file)
 
 
 def _switch(text: str) -> tuple[str, bool]:

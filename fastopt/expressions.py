@@ -19,9 +19,9 @@ from fastopt.statements import Level, Statements, Value, join
 RESERVED = frozenset(
     "work hyper addresses tasks task chunk clock last lo hi segment group i scale real tiny flush kernel np njit "
     "prange types parameters reduced partials lanes parameter first width row start rows columns j wide count "
-    "clear fold noise_key key a n_chunks n_parameters control thread threads blocks entry table column numbers "
-    "sums head end rest part step whole n_elements n_rows n_columns vectors across shift down mine line narrow "
-    "seats seat d block_total update".split()
+    "clear fold noise_key key place now present zeros a n_chunks n_parameters control thread threads blocks entry "
+    "table column numbers sums head end rest part step whole n_elements n_rows n_columns vectors across shift "
+    "down mine line narrow seats seat d block_total update".split()
 )
 _ARITHMETIC = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
 
@@ -48,6 +48,7 @@ class Expressions:
         self.functions: dict[Level, set[str]] = {level: set() for level in Level}  # what statements of a level call
         self.untouched = set(rule.state)  # states that still hold what the last step left
         self.read: set[str] = set()
+        self.doubts: list[tuple[ast.AST, str]] = []  # reasons to refuse, if no state turns out to be wider than taken
         self.env = {n: Value(ast.Name(n), Level.STAGED) for n in rule.schema}
         self.env |= {n: Value(ast.Constant(chosen[n]), Level.STAGED, True) for n, h in rule.schema.items() if h.boolean}
         for n in ("p", "g", *rule.state):

@@ -17,7 +17,10 @@ MISSING = object()
 
 @dataclass(frozen=True, eq=False)
 class Formula:
-    """`def` of a rule: its syntax tree, where it stands, and the values its free names had at decoration."""
+    """`def` of a rule: its syntax tree, where it stands, and the values its free names had at decoration.
+
+    A tree may be spliced from several (splice.py): then its nodes know the formula they are of as `origin`.
+    """
 
     function: Callable[..., Any]
     tree: ast.FunctionDef
@@ -29,11 +32,17 @@ class Formula:
         return self.title or self.tree.name
 
     def refuse(self, node: ast.AST, reason: str) -> NoReturn:
-        line = getattr(node, "lineno", self.tree.lineno)
-        raise RuleError(f"{self.file}:{line}: rule `{self.name}` {reason}")
+        origin = getattr(node, "origin", self)
+        line = getattr(node, "lineno", origin.tree.lineno)
+        raise RuleError(f"{origin.file}:{line}: rule `{self.name}` {reason}")
+
+    def __deepcopy__(self, memo: object) -> "Formula":
+        return self  # copies of nodes are of the same formula
 
     def lookup(self, node: ast.expr) -> Any:
         """What a dotted name means where the rule was written, or MISSING."""
+        if (origin := getattr(node, "origin", self)) is not self:
+            return origin.lookup(node)
         if isinstance(node, ast.Attribute):
             owner = self.lookup(node.value)
             return MISSING if owner is MISSING else getattr(owner, node.attr, MISSING)

@@ -13,6 +13,7 @@ from weakref import ref
 
 import numpy as np
 
+from fastopt import rows, touched
 from fastopt.errors import GradientError
 from fastopt.params import Tree, gradient
 
@@ -24,8 +25,10 @@ class Gradients:
     """Reads what `step` is given. Training loops often give the same arrays again: then nothing is done per array.
 
     Attributes:
-        kinds: per parameter the character of the gradient's dtype ("f", "d"), "" where it has none or is frozen. Text,
-            since NumPy holds None and float64 for equal.
+        kinds: per parameter the character of the gradient's dtype ("f", "d"), behind an "r" if it is one of rows, ""
+            where it has none or is frozen. Text, since NumPy holds None and float64 for equal.
+        rows: by name, the gradients of rows of this step.
+        by_rows: names of the parameters that take every gradient as one of rows.
         addresses: uint64, per parameter; valid for this step.
     """
 
@@ -48,6 +51,8 @@ class Gradients:
         self._found: tuple[Callable[[], Any], ...] = ()
         self._held: Sequence[Any] = ()  # what a kernel is about to read, and perhaps nobody else keeps alive
         self.kinds: tuple[str, ...] = ()
+        self.rows: dict[str, rows.Rows] = {}
+        self.by_rows: set[str] = set()
         self.addresses = np.zeros(len(names), np.uint64)
 
     def read(self, grads: Any) -> bool:
@@ -74,6 +79,7 @@ class Gradients:
     def release(self) -> None:
         """The step is done."""
         self._held = ()
+        self.rows.clear()
 
     def _are_the_same(self, leaves: Sequence[Any]) -> bool:
         # the reference to an array that has died gives None, too: so the Nones are counted
@@ -86,6 +92,7 @@ class Gradients:
 
     def _resolve(self, leaves: Sequence[Any]) -> None:
         self._seen = ()  # whatever fails from here on, the next step looks again
+        self.rows = {}
         kinds: list[str] = []
         addresses: list[int] = []
         found: list[Callable[[], Any]] = []
@@ -96,16 +103,18 @@ class Gradients:
                 addresses.append(0)
                 found.append(NoneType)
                 continue
+            if rows.is_sparse(leaf) or name in self.by_rows:
+                given = self._rows(leaf, like, name)
+                kinds.append(f"r{given.values.dtype.char}")
+                addresses.append(0)
+                copies.append(given.values)
+                self.rows[name] = given
+                self._apart(given.values, name)
+                continue
             g = leaf if _readable(leaf, like) else gradient(leaf, like, name)
             if g is not leaf:
                 copies.append(g)
-            address = _address(g)
-            # owned spans are disjoint: the last that starts before the gradient ends is the one that may reach into it
-            k = bisect_left(self._starts, address + g.nbytes) - 1
-            if k >= 0 and self._ends[k] > address and g.size:
-                raise GradientError(
-                    f"gradient of `{name}` shares memory with a parameter or state, which the step overwrites; copy it."
-                )
+            address = self._apart(g, name)
             kinds.append(g.dtype.char)
             addresses.append(address)
             found.append(ref(g))
@@ -113,6 +122,24 @@ class Gradients:
         self.addresses = np.array(addresses, np.uint64)
         self._held = [leaves, copies]
         self._found = () if copies else tuple(found)
+
+    def _apart(self, g: np.ndarray, name: str) -> int:
+        """The address of a gradient that shares no memory with parameters and state. Raises `GradientError`."""
+        address = _address(g)
+        # owned spans are disjoint: the last that starts before the gradient ends is the one that may reach into it
+        k = bisect_left(self._starts, address + g.nbytes) - 1
+        if k >= 0 and self._ends[k] > address and g.size:
+            raise GradientError(
+                f"gradient of `{name}` shares memory with a parameter or state, which the step overwrites; copy it."
+            )
+        return address
+
+    def _rows(self, leaf: Any, like: np.ndarray, name: str) -> rows.Rows:
+        if not rows.is_sparse(leaf):  # a parameter whose rows are counted takes a whole gradient as all of its rows
+            return rows.Rows(np.arange(len(like)), gradient(leaf, like, name))
+        given = rows.of(leaf, like, name)
+        touched.check(given, like, name)
+        return given
 
 
 def _readable(g: Any, like: np.ndarray) -> bool:

@@ -129,8 +129,12 @@ class Settings:
 
     def lowered(self, k: int, param: np.ndarray) -> Lowered:
         """The lowered rule of parameter `k`."""
-        rule = self.rule(k)
-        return lower(rule, (*self.switches(self.of[k]), *((n, param.ndim == 2) for n in rule.switches if n == MATRIX)))
+        return lower(self.rule(k), self.chosen(k, param))
+
+    def chosen(self, k: int, param: np.ndarray) -> tuple[tuple[str, bool], ...]:
+        """(name, truth) of all switches of the rule of parameter `k`."""
+        supplied = ((n, param.ndim == 2) for n in self.rule(k).switches if n == MATRIX)
+        return (*self.switches(self.of[k]), *supplied)
 
     def rule(self, k: int) -> Rule:
         """The rule of parameter `k`."""
@@ -205,8 +209,13 @@ class Settings:
             return [f"groups: {found}, expected {listing(self.patterns)}"]
         problems = []
         for k, p in enumerate(self.patterns):
+            if not isinstance(saved[p], Mapping):
+                problems.append(f"hyperparameters of {p!r}: {saved[p]!r}, expected a dict")
+                continue
             for name, value in saved[p].items():
                 live = self.own[k].get(name, 0.0)
+                if isinstance(value, Mapping) and callable(live) and not hasattr(live, "load_state_dict"):
+                    problems.append(f"`{name}` of {p!r}: a schedule with a state, expected one without")
                 if not callable(live) and (value is None or isinstance(value, Mapping)):
                     problems.append(f"`{name}` of {p!r}: a schedule, which is not saved; build the optimizer with it")
         if not problems:

@@ -36,6 +36,7 @@ class Lowered:
     slots: int  # columns of `reduced`: the rule's totals, then every number
     square: tuple[tuple[str, str], ...]  # (state, "rows" or "columns"): those that are square matrices of that side
     noises: tuple[tuple[str, str], ...]  # (key of random numbers, its seed)
+    touched: str = ""  # for gradients of rows: "lazy", "exact" or "row", see `touched.py`
 
     @property
     def numbers(self) -> dict[str, Level]:
@@ -79,11 +80,15 @@ class Lowered:
 
         `vector<slot>` holds a number per row or column, `partial<total>` a chunk's part of the sums of columns;
         instead of an address, "columns" is the length of a row and "step" that of a chunk, in elements, "key" a number
-        for the parameter that its random numbers start from.
+        for the parameter that its random numbers start from. For what gradients of rows need see `touched.py`.
         """
         vectors = [n for q in self.passes for n in q.numbers if n.level in VECTORS]
         parts = {f"partial{n.total[0]}": n.level for n in vectors if n.total and n.total[1] == "column"}
-        plain = dict.fromkeys(("columns", "step") * bool(vectors) + ("key",) * bool(self.noises), Level.ELEMENT)
+        names = ("columns", "step") * bool(vectors) + ("key",) * bool(self.noises)
+        names += ("columns", "places") * bool(self.touched)
+        names += ("steps",) * (self.touched in ("exact", "row"))
+        names += ("now", "present", "end", "zeros") * (self.touched == "exact")
+        plain = dict.fromkeys(names, Level.ELEMENT)
         return {**{n.vector: n.level for n in vectors}, **parts, **plain}
 
     @property
@@ -191,6 +196,8 @@ class _Lowering(MatrixCalls):
                 if (wider := join(level, value.level)) is not level:
                     self.wider[name] = wider
                 finals[name] = self.final(value, wider)
+        if self.doubts and not self.wider:
+            self.source.refuse(*self.doubts[0])
         lowered = Lowered(
             state=self.live,
             levels=tuple(

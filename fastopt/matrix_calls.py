@@ -53,7 +53,8 @@ class MatrixCalls(Reductions):
         k = sum(s.matrix is not None for s in self.statements)
         result = self.statements.add(
             f"matrix{k}",
-            self.number(operand, Level.ELEMENT),
+            # a name of its own: stores stand at the end of a loop, after later assignments to the names in it
+            self.hold(Value(self.number(operand, Level.ELEMENT), Level.ELEMENT)).node,
             Level.ELEMENT if f.result else Level.MATRIX,
             matrix=MatrixCall(f, f"scratch{k}", tuple(names), tuple(columns)),
             after=max((self.users.get(s, 0) for s in names), default=0),

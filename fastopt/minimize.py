@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.callbacks import Restarts, Run, assign, copied, hooks, whole
+from fastopt.callbacks import Restarts, Run, hooks, whole
+from fastopt.checkpoint.callback import Checkpoint
 from fastopt.data import minibatches
 from fastopt.errors import ConfigError, hint, listing
 from fastopt.groups import Group
 from fastopt.lbfgs import Descent, lbfgs
-from fastopt.params import survey
+from fastopt.params import assign, copied, survey
 from fastopt.process import Process, Result
 from fastopt.schedules import Plateau
 from fastopt.schedules.declare import Schedule
@@ -52,9 +53,10 @@ def minimize(
             more at the end so that every number in the history belongs to the parameters after its epoch.
         seed, shuffle: the order of mini-batches.
         validation: `params -> loss`, or a dict of numbers with a key "loss"; called after every epoch, lower is better.
-        callbacks: one or several: `EarlyStopping`, `KeepBest`, `Target`, `Restarts`, or your own, a function `on_epoch`
-            or an object with any of `on_start(run)`, `on_step(run)`, `on_epoch(run)`, `on_end(run)`; to stop the run
-            they return a string, the reason, or True, else None. `run` is a `fastopt.callbacks.Run`.
+        callbacks: one or several: `EarlyStopping`, `KeepBest`, `Target`, `Restarts`, `Checkpoint`, or your own, a
+            function `on_epoch` or an object with any of `on_start(run)`, `on_step(run)`, `on_epoch(run)` and
+            `on_end(run)`; to stop the run they return a string, the reason, or True, else None. `run` is a
+            `fastopt.callbacks.Run`.
         progress: a live bar (needs rich).
         groups, hyper: for the optimizer, but for `maximize`. Schedules fed with a metric (`schedules.Plateau`) get it
             after every epoch.
@@ -92,10 +94,18 @@ def minimize(
         raise ConfigError(f"minimize: `groups` is {groups!r}; expected a list of fastopt.Group(pattern, ...).")
     groups = (groups,) if isinstance(groups, Group) else tuple(groups)
     callbacks = list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
+    if isinstance(rule, lbfgs) and any(isinstance(c, Checkpoint) for c in callbacks):
+        raise ConfigError(
+            "minimize: lbfgs has no state to save: it starts from the parameters alone. Leave out the `Checkpoint` "
+            "and save the parameters in a callback of your own."
+        )
     restarts = [c for c in callbacks if isinstance(c, Restarts)]
     if len(restarts) > 1:
         raise ConfigError("minimize: `callbacks` holds more than one `Restarts`; give one.")
     callbacks = [c for c in callbacks if not isinstance(c, Restarts)]
+    if (saving := sum(isinstance(c, Checkpoint) for c in callbacks)) > 1 or (saving and restarts):
+        other = "`Restarts`, whose runs are several" if restarts else "another"
+        raise ConfigError(f"minimize: `callbacks` holds a `Checkpoint` and {other}; give one of them.")
     hooks(callbacks)
     given = [hyper, *(g.hyper for g in groups if isinstance(g, Group))]
     plateaus = list({id(p): p for h in given for v in h.values() for p in _plateaus(v)}.values())
@@ -108,7 +118,9 @@ def minimize(
             for plateau, state in zip(plateaus, fresh, strict=True):
                 plateau.load_state_dict(state)
             optimizer: Any = rule(params, groups=groups, **hyper)
-            run = Run(params, optimizer, epochs, steps, validation=None if validation is None else math.nan)
+            known = None if validation is None else math.nan
+            held = None if full else batches
+            run = Run(params, optimizer, epochs, steps, validation=known, batches=held, callbacks=callbacks)
             process = Descent if isinstance(rule, lbfgs) else Process
             return process(run, loss_and_grad, validation, events, plateaus).result(batches, full)
 
@@ -125,7 +137,7 @@ def _check_names(rule: Rule | lbfgs, hyper: Mapping[str, Any]) -> None:
     if isinstance(rule, lbfgs) and (mine := sorted(hyper.keys() & vars(rule).keys())):
         raise ConfigError(f"minimize: `{mine[0]}` is a setting of lbfgs: rule=fastopt.lbfgs({mine[0]}=...).")
     options = list(minimize.__kwdefaults__ or {})
-    for name in sorted(hyper.keys() - rule.schema.keys() - {"device"}):
+    for name in sorted(hyper.keys() - rule.schema.keys() - {"device", "sparse"}):
         better = hint(name, [*options, *rule.schema])
         better = better or f" The options are {listing(options, 99)}; its own are {listing(rule.schema, 99)}."
         raise ConfigError(f"minimize: `{name}` is no option, and no hyperparameter of `{rule.name}`.{better}")

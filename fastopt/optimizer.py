@@ -11,13 +11,15 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from fastopt import checkpoint, plan, state, threads
 from fastopt import params as arrays
-from fastopt import plan, state, threads
+from fastopt.averages import SHOWN, TURNING, Averages
 from fastopt.errors import ConcurrentUseError, ConfigError, DeviceError, TornStateError
 from fastopt.gradients import Gradients
 from fastopt.groups import Group, Settings
 from fastopt.pack import Packed
 from fastopt.schema import Rule
+from fastopt.touched import READINGS, Touched
 
 _T, _DIRTY, _STEPS = 0, 1, 2  # the clock: steps done, is one under way, then the steps of each parameter
 
@@ -31,7 +33,7 @@ class GroupInfo(NamedTuple):
     hyper: dict[str, float | bool]
 
 
-class Optimizer:
+class Optimizer(Averages):
     """Updates parameters in place by a rule: one fused pass over memory per step, on as many threads as pay.
 
     Args:
@@ -40,6 +42,9 @@ class Optimizer:
             `fastopt.pack` returned. They stay yours: read and written at every step, never copied.
         device: "auto" follows the arrays; "cpu".
         groups: `Group`s; the first whose pattern matches a parameter's path holds for it.
+        sparse: what a step with a gradient of rows (see `rows`) means for the other rows. "lazy": nothing, they wait;
+            "exact": what a gradient of zeros would do, done when a row is touched next, or by `catch_up`; "row":
+            nothing, and t counts the steps of each row by itself.
         **hyper: the rule's hyperparameters, numbers or callables of the step t = 1, 2, ...; `maximize=True` ascends.
 
     Attributes:
@@ -50,12 +55,23 @@ class Optimizer:
     is allocated. State starts at 0 unless the rule says otherwise, and lives in 64-byte aligned buffers.
     """
 
-    def __init__(self, rule: Rule, params: Any, *, device: str = "auto", groups: Iterable[Group] = (), **hyper: Any):
+    def __init__(
+        self,
+        rule: Rule,
+        params: Any,
+        *,
+        device: str = "auto",
+        groups: Iterable[Group] = (),
+        sparse: str = "lazy",
+        **hyper: Any,
+    ):
         if not isinstance(rule, Rule):
             raise ConfigError(f"rule is a {type(rule).__name__}; expected a rule, such as fastopt.adamw.")
         if device not in ("auto", "cpu"):
             why = "this version has no CUDA target" if device == "cuda" else "expected 'auto' or 'cpu'"
             raise DeviceError(f"device is {device!r}; {why}.")
+        if sparse not in READINGS:
+            raise ConfigError(f"sparse is {sparse!r}; expected one of {', '.join(map(repr, READINGS))}.")
         tree, leaves = arrays.survey(params)
         names = tree.names()
         if twice := [n for n, count in Counter(names).items() if count > 1]:
@@ -65,18 +81,24 @@ class Optimizer:
         self.rule, self.params, self.names = rule, params, names
         self._settings = Settings(rule, hyper, groups, names, owned)
         self._segments, flats = state.allocate(self._settings, owned)
+        for segment in self._segments:
+            if sparse == "row" and segment.array.ndim:
+                segment.state[state.ROW_STEPS] = np.zeros(len(segment.array), np.int64)
         self._clock = np.zeros(_STEPS + len(owned), np.int64)
         frozen = [self._settings.frozen[row] for row in self._settings.of]
         packed = params.grads if isinstance(params, Packed) and params.has_grads else None
         self._gradients = Gradients(tree, names, owned, frozen, [*owned, *flats], packed)
         self._plan: plan.Plan | None = None
+        self._reading, self._touched = sparse, dict[str, Touched]()
+        if sparse == "row":
+            self._gradients.by_rows |= {n for n, a in zip(names, owned, strict=True) if a.ndim}
         self._lock = threading.Lock()
         self._leaves = () if packed is not None or tree.kind == "leaf" else leaves
         self._list = tree.reader()
         self.state = MappingProxyType(
             {
                 s: tree.build(iter([x.state.get(s) for x in self._segments]))
-                for s in self._settings.states
+                for s in state.names_of(self._settings, self._segments)
                 if self._uses(s)
             }
         )
@@ -120,10 +142,12 @@ class Optimizer:
         gradients, clock = self._gradients, self._clock
         if ready is None or ready.kinds != gradients.kinds or ready.epoch != threads.epoch:
             missed = (clock[_T] - clock[_STEPS:]).tolist()
-            ready = plan.build(self._settings, self._segments, gradients.kinds, missed)
+            ready = plan.build(self._settings, self._segments, gradients.kinds, missed, self._touched, self._reading)
             self._plan = None
+            if self._reading == "exact":
+                gradients.by_rows |= self._touched.keys()
         for launch in ready.launches:
-            launch.addresses[:, 1] = gradients.addresses
+            launch.aim(gradients)
         self._plan = ready
         gradients.settle()
         return ready
@@ -136,7 +160,7 @@ class Optimizer:
     @property
     def torn(self) -> bool:
         """Was a step interrupted half-way? Then every step raises `TornStateError` until a state is loaded."""
-        return bool(self._clock[_DIRTY])
+        return bool(self._clock[_DIRTY]) and self._clock[_DIRTY] not in (SHOWN, TURNING)
 
     @property
     def num_parameters(self) -> int:
@@ -174,11 +198,22 @@ class Optimizer:
             self._settings.update(pattern, hyper)
 
     # ---------------------------------------------------------------- state
+    def catch_up(self) -> None:
+        """With sparse="exact": bring all rows to the present, as whole gradients would. `state_dict` does so, too."""
+        with self._alone():
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        if self._clock[_DIRTY]:
+            self._torn()
+        if self._reading == "exact":
+            for touched in self._touched.values():
+                touched.launch.catch_up(self._clock)
+
     def state_dict(self) -> dict[str, Any]:
         """State, step counts and hyperparameters as plain dicts, numbers and copies of arrays. Parameters are yours."""
         with self._alone():
-            if self._clock[_DIRTY]:
-                self._torn()
+            self._catch_up()
             return state.save(self._settings, self._segments, self._clock)
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -188,8 +223,33 @@ class Optimizer:
         parameters of other names, shapes or dtypes. Schedules stay those of this optimizer.
         """
         with self._alone():
-            state.load(saved, self._settings, self._segments, self._clock)
-            self._plan = None
+            self._take(saved)
+
+    def _take(self, saved: dict[str, Any]) -> None:
+        if self._clock[_DIRTY] in (SHOWN, TURNING):
+            self._refuse()
+        state.load(saved, self._settings, self._segments, self._clock)
+        self._plan = None
+        self._touched.clear()  # what was saved had caught up
+
+    def save(self, path: Any, *, params: bool = False, extra: Any = None) -> None:
+        """Write the state, and with `params=True` the parameters, to a safetensors file; atomic, flushed to the disk.
+
+        `extra`: what else the run needs, a dict of plain values and NumPy arrays, as {"data": batches.state_dict()}.
+        Raises `CheckpointError`, and then the file that was there before is still there, whole.
+        """
+        checkpoint.write(path, checkpoint.captured(self, params, extra))
+
+    def load(self, path: Any, *, params: bool | None = None, rule_changed: bool = False) -> Any:
+        """Take over what `save` wrote, the parameters, too, if they are there; returns `extra`. Ends a torn state.
+
+        params: True if they must be there, False to leave yours alone.
+        rule_changed: go on although the formula of a rule is not the one that the file was saved with.
+
+        Raises `CheckpointError` and changes nothing if the file is damaged or does not fit; then it lists every
+        difference. Warns of schedules that differ: they are not loaded, only their state.
+        """
+        return checkpoint.load(self, path, params, rule_changed)
 
     def _replaced(self) -> NoReturn:
         now = self._list(self.params)
@@ -200,6 +260,8 @@ class Optimizer:
         )
 
     def _torn(self) -> NoReturn:
+        if self._clock[_DIRTY] in (SHOWN, TURNING):
+            self._refuse()
         raise TornStateError(
             f"step {self.t + 1} of this {self.rule.name} optimizer was interrupted between two kernels: some "
             "parameters took it and some did not. Restore the parameters and call load_state_dict(...)."

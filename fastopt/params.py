@@ -194,6 +194,26 @@ def check_overlap(arrays: list[np.ndarray], names: tuple[str, ...]) -> None:
             )
 
 
+def copied(params: Any) -> Any:
+    """The same structure, of new NumPy arrays."""
+    tree, arrays = survey(params)
+    return tree.build(iter([np.array(foreign(a, n)) for a, n in zip(arrays, tree.names(), strict=True)]))
+
+
+def assign(params: Any, source: Any, name: str = "params") -> None:
+    """Copy `source` into the arrays of `params`, of the same structure, or raise `ConfigError` and change nothing."""
+    (to, arrays), (tree, values) = survey(params), survey(source)
+    names = to.names()
+    if tree.names() != names:
+        raise ConfigError(f"{name}: has {listing(tree.names())}; the parameters are {listing(names)}.")
+    pairs = [(foreign(a, n), np.asarray(foreign(v, n))) for a, v, n in zip(arrays, values, names, strict=True)]
+    for (array, value), path in zip(pairs, names, strict=True):
+        if array.shape != value.shape:
+            raise ConfigError(f"{name}: `{path}` has shape {value.shape}; the parameter has {array.shape}.")
+    for array, value in pairs:
+        array[...] = value
+
+
 def zeros(size: int, dtype: Any) -> np.ndarray:
     """A 1-d array of zeros that starts on a cache line."""
     dtype = np.dtype(dtype)

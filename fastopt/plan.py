@@ -14,11 +14,14 @@ import numpy as np
 from fastopt import scratch, threads
 from fastopt import work as worklist
 from fastopt.errors import ConfigError
+from fastopt.gradients import Gradients
 from fastopt.groups import Settings
 from fastopt.lower import Lowered
 from fastopt.math import NUMBERS
 from fastopt.schema import Rule
 from fastopt.targets import cpu, text
+from fastopt.touched import Touched, idle
+from fastopt.touched import lowered as rows_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,15 +77,96 @@ class Launch:
             shown = ", ".join(f"{n}={v!r}" for n, v in zip(settings.schema(row), values, strict=True))
             raise ConfigError(f"`{settings.rules[row].name}` cannot be evaluated at step {t} with {shown}: {reason}.")
 
+    def aim(self, gradients: Gradients) -> None:
+        """Take in where the gradients are."""
+        self.addresses[:, 1] = gradients.addresses
+
+    @property
+    def columns(self) -> np.ndarray:
+        """The table of columns that kernels read."""
+        return self.hyper
+
     def run(self, q: int, clock: np.ndarray, last: bool) -> None:
         """Pass `q`."""
-        arguments = (self.tasks, self.work, self.addresses, self.hyper, clock, last, *self.reduced)
+        arguments = (self.tasks, self.work, self.addresses, self.columns, clock, last, *self.reduced)
         if self.parallel:
             threads.launch(self.kernels[q], *arguments)
         else:
             self.kernels[q](*arguments)
         for product in self.products[q]:
             product.run(self.hyper)
+
+
+@dataclass(eq=False, kw_only=True)
+class RowsLaunch(Launch):
+    """The launch of a parameter with a gradient of rows: what is touched changes from step to step."""
+
+    rule: Rule
+    lowered: Lowered
+    kinds: tuple[np.dtype, np.dtype]  # of the parameter and of the gradient
+    name: str
+    segment: int
+    touched: Touched
+    places: dict[str, int]  # columns of `addresses`
+    _n: int = 0
+    _values: Sequence[Any] = ()
+
+    def aim(self, gradients: Gradients) -> None:
+        self._n, addresses = self.touched.take(gradients.rows[self.name])
+        self._point(**addresses)
+
+    def _point(self, **numbers: int) -> None:
+        """Write the row of `addresses`, and share out what is touched."""
+        for name, number in numbers.items():
+            self.addresses[self.segment, self.places[name]] = number
+        itemsize = (len(self.lowered.state) + 1) * self.kinds[0].itemsize + self.kinds[1].itemsize
+        n_threads = _threads(self._n * self.touched.columns * itemsize)
+        if self.parallel != n_threads > 1:
+            self.parallel = n_threads > 1
+            self.kernels = cpu.kernels(self.rule.name, self.lowered, *self.kinds, self.parallel)
+        self.work, self.tasks = self.touched.chunks(self._n, self.segment, n_threads)
+
+    @property
+    def columns(self) -> np.ndarray:
+        return self.hyper if self.touched.reading == "lazy" else self.touched.table
+
+    def write_hyper(self, settings: Settings, t: int) -> None:
+        super().write_hyper(settings, t)
+        (row, _), values = self.rows[0], self._fixed[0]
+        self._values = settings.evaluate(row, t) if values is None else values
+
+    def run(self, q: int, clock: np.ndarray, last: bool) -> None:
+        touched, t = self.touched, int(clock[0]) + 1 - self.rows[0][1]
+        if touched.reading == "exact":
+            now = touched.settle(t - 1)
+            touched.record(now, self.hyper[0])
+            hyper = dict(zip(self.rule.schema, self._values, strict=False))
+            end = now + (not idle(self.rule, self.lowered, touched.array.ndim == 2, hyper, t))
+            self._point(now=now, present=now, end=end)
+            touched.pending = t, end
+        elif touched.reading == "row":
+            for done in np.unique(touched.steps[touched.rows(self._n)]).tolist():
+                self.stages[0].write(self.hyper, 0, *self.stages[0].evaluate(*self._values, done + 1))
+                touched.record(done, self.hyper[0])
+        super().run(q, clock, last)
+
+    def catch_up(self, clock: np.ndarray) -> None:
+        """exact: bring all rows to the present."""
+        touched = self.touched
+        if not touched.settle(int(clock[2 + self.segment])) or touched.steps.min(initial=touched.kept) == touched.kept:
+            return
+        self._n = len(touched.array)
+        none = 2**64 - 1
+        self._point(**touched.everything(), now=touched.kept - 1, present=none, end=touched.kept)
+        super().run(0, np.zeros(2 + len(self.addresses), np.int64), False)
+
+
+def _threads(size: int) -> int:
+    """Threads for a launch over so many bytes."""
+    if size > cpu.PARALLEL_BYTES:
+        threads.warn_if_forked()
+        return threads.count()
+    return 1
 
 
 @dataclass(eq=False)
@@ -107,26 +191,70 @@ class Plan:
             launch.run(q, clock, k == last)
 
 
-def build(settings: Settings, segments: Sequence[Segment], kinds: tuple[str, ...], missed: Sequence[int]) -> Plan:
-    """Sort the segments into launches. Compiles what is not compiled yet; `missed[k]`: steps segment k sat out."""
+def build(
+    settings: Settings,
+    segments: Sequence[Segment],
+    kinds: tuple[str, ...],
+    missed: Sequence[int],
+    touched: dict[str, Touched] | None = None,
+    reading: str = "lazy",
+) -> Plan:
+    """Sort the segments into launches. Compiles what is not compiled yet.
+
+    `missed[k]`: steps segment k sat out. `touched` grows by the parameters whose first gradient of rows this is, and
+    `reading` says how rows without one are read.
+    """
     epoch = threads.epoch
-    launches = _launches(settings, segments, kinds, missed)
+    launches = _launches(settings, segments, kinds, missed, {} if touched is None else touched, reading)
     scheduled = any(settings.scheduled(row) for launch in launches for row, _ in launch.rows)
-    steady = not scheduled and not any(launch.stages[1].names for launch in launches)
+    by_row = reading == "row" and any(isinstance(launch, RowsLaunch) for launch in launches)
+    steady = not scheduled and not by_row and not any(launch.stages[1].names for launch in launches)
     calls = [(q, k) for k, launch in enumerate(launches) for q in range(len(launch.kernels))]
     return Plan(kinds, epoch, launches, steady, [(launches[k], q) for q, k in sorted(calls)])
 
 
 def _launches(
-    settings: Settings, segments: Sequence[Segment], gradients: tuple[str, ...], missed: Sequence[int]
+    settings: Settings,
+    segments: Sequence[Segment],
+    gradients: tuple[str, ...],
+    missed: Sequence[int],
+    touched: dict[str, Touched],
+    reading: str,
 ) -> list[Launch]:
     alike: dict[tuple[Rule, Lowered, np.dtype, np.dtype], list[int]] = {}
+    apart: dict[int, tuple[Rule, Lowered, np.dtype, np.dtype]] = {}  # gradients of rows
     for k, (segment, kind) in enumerate(zip(segments, gradients, strict=True)):
-        if kind:
-            alike.setdefault((settings.rule(k), segment.lowered, segment.array.dtype, np.dtype(kind)), []).append(k)
+        rule, low = settings.rule(k), segment.lowered
+        if kind[:1] == "r":
+            low = rows_of(low, reading, rule, settings.names[k])
+            apart[k] = rule, low, segment.array.dtype, np.dtype(kind[1])
+        elif kind:
+            alike.setdefault((rule, low, segment.array.dtype, np.dtype(kind)), []).append(k)
+    for k in apart:
+        array, steps = segments[k].array, segments[k].state.get("row_steps")
+        if settings.names[k] not in touched:
+            steps = np.zeros(len(array) if reading == "exact" else 0, np.int64) if steps is None else steps
+            touched[settings.names[k]] = Touched(array, reading, steps)
     # shared by the launches; rows of parameters that take no part stay 0
-    reduced = np.zeros((len(segments), max((lowered.slots for _, lowered, *_ in alike), default=0)), np.float64)
-    return [_launch(segments, members, missed, reduced, *which) for which, members in alike.items()]
+    slots = max((lowered.slots for _, lowered, *_ in (*alike, *apart.values())), default=0)
+    reduced = np.zeros((len(segments), slots), np.float64)
+    launches = [_launch(segments, members, missed, reduced, *which) for which, members in alike.items()]
+    for k, which in apart.items():
+        mine = touched[settings.names[k]]
+        whole = vars(_launch(segments, [k], missed, reduced, *which, mine))
+        rule, low, dtype, gradient = which
+        mine.launch = RowsLaunch(
+            **whole,
+            rule=rule,
+            lowered=low,
+            kinds=(dtype, gradient),
+            name=settings.names[k],
+            segment=k,
+            touched=mine,
+            places={name: column for column, name in enumerate(low.buffers)},
+        )
+        launches.append(mine.launch)
+    return launches
 
 
 def _launch(
@@ -138,16 +266,14 @@ def _launch(
     lowered: Lowered,
     dtype: np.dtype,
     gradient: np.dtype,
+    touched: Touched | None = None,
 ) -> Launch:
     rows = {row: k for k, row in enumerate(dict.fromkeys((segments[k].row, missed[k]) for k in members))}
     arrays = [segments[k].array for k in members]
     sizes, groups = [a.size for a in arrays], [rows[segments[k].row, missed[k]] for k in members]
     work = worklist.chunks(sizes, members, groups, [scratch.step(lowered, a) for a in arrays])
     buffers = len(lowered.state) - len(lowered.levels) + 1
-    large = sum(sizes) * (buffers * dtype.itemsize + gradient.itemsize) > cpu.PARALLEL_BYTES
-    if large:
-        threads.warn_if_forked()
-    n_threads = threads.count() if large else 1
+    n_threads = 1 if touched else _threads(sum(sizes) * (buffers * dtype.itemsize + gradient.itemsize))
     tasks = worklist.tasks(work, n_threads)
     temporary = scratch.buffers(lowered, arrays)
     addresses = np.zeros((len(segments), len(lowered.buffers)), np.uint64)
@@ -155,7 +281,8 @@ def _launch(
         s = segments[k]
         known = {"p": s.array, **s.state, **mine}
         table = scratch.plain(lowered, s.array, s.key) | {b: a.ctypes.data for b, a in known.items()}
-        addresses[k] = [table[b] for b in lowered.buffers]
+        table |= touched.fixed() if touched else {}
+        addresses[k] = [table.get(b, 0) for b in lowered.buffers]
     return Launch(
         kernels=cpu.kernels(rule.name, lowered, dtype, gradient, n_threads > 1),
         parallel=n_threads > 1,

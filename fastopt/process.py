@@ -84,7 +84,6 @@ class Process:
     finite: float = math.nan
     started: bool = False
     keep: bool = False
-    began: float = field(default_factory=time.perf_counter)
 
     def result(self, batches: Iterable[Any], full: bool) -> Result:
         run = self.run
@@ -128,6 +127,8 @@ class Process:
         self.evaluate(batch)
         run.measured()
         self.tell("on_start")
+        if run.step:  # a callback has put an earlier run back in place
+            self.evaluate(batch)
         while self.more():
             lr = self.rate()
             self.step()
@@ -139,19 +140,20 @@ class Process:
         run = self.run
         self.tell("on_start")
         while self.more():
-            lr, total, seen = self.rate(), 0.0, 0
+            lr, total, seen = run.so_far or (self.rate(), 0.0, 0)
             for batch in batches:
                 batch = batch if isinstance(batch, tuple | list) else (batch,)
                 self.evaluate(batch)
                 self.step()
                 n = len(batch[0]) if getattr(batch[0], "ndim", 0) else 1
                 total, seen = total + run.loss * n, seen + n
+                run.so_far = lr, total, seen
                 self.tell("on_step")
                 if run.step == run.steps:
                     break
             if not seen:
                 raise ConfigError("minimize: `data` gave no batch; is there fewer than one batch of examples?")
-            run.loss = total / seen
+            run.loss, run.so_far = total / seen, None
             self.close(lr)
 
     def more(self) -> bool:
@@ -195,7 +197,7 @@ class Process:
             numbers = {name: number(value, f"minimize: `{name}` of `validation`") for name, value in scores.items()}
             entry["validation"] = run.validation = numbers.pop("loss")
             entry |= {f"validation.{name}": value for name, value in numbers.items()}
-        entry["seconds"] = time.perf_counter() - self.began
+        entry["seconds"] = time.perf_counter() - run.began
         for name, value in entry.items():
             run.history.setdefault(name, []).append(value)
         run.epoch += 1
@@ -205,16 +207,23 @@ class Process:
         self.tell("on_epoch")
 
     def tell(self, event: str) -> None:
-        answers = [(hook, hook(self.run)) for hook in self.events[event]]
-        self.started = True  # from the end of on_start on, on_end is owed
-        for hook, answer in answers if event != "on_end" else ():
-            if answer is not None and not isinstance(answer, str | bool | np.bool_):
-                raise ConfigError(
+        wrong = None
+        for hook in self.events[event]:
+            answer = hook(self.run)
+            if event == "on_end" or answer is None:
+                continue
+            if not isinstance(answer, str | bool | np.bool_):
+                wrong = wrong or ConfigError(
                     f"minimize: the callback {_name(hook)} returned {answer!r} ({type(answer).__name__}) at `{event}`; "
                     "expected None to go on, or True or a string, the reason, to stop."
                 )
-            if answer:
-                raise _Stop(str(answer) if isinstance(answer, str) else "callback", self.run.message)
+            elif answer and not self.run.reason:
+                self.run.reason = str(answer) if isinstance(answer, str) else "callback"
+        self.started = True  # from the end of on_start on, on_end is owed
+        if wrong:
+            raise wrong
+        if self.run.reason and event != "on_end":
+            raise _Stop(self.run.reason, self.run.message)
 
 
 def _name(hook: Any) -> str:

@@ -30,17 +30,17 @@ class Reductions(Expressions):
         over = self.over(node)
         value = self.expr(node.args[0])
         if value.level is not Level.ELEMENT and not (value.level in VECTORS and over == "parameter"):
-            self.source.refuse(node, f"has `{ast.unparse(node)}`, of what is the same number for every element.")
+            self.doubts.append((node, f"has `{ast.unparse(node)}`, of what is the same number for every element."))
         level, divisor = _OVER[over]
-        summed = self.number(value, value.level)
+        # a name of its own: additions stand at the end of a loop, after later assignments to the names in it
+        summed = self.hold(Value(self.number(value, value.level), value.level)).node
         if name in ("norm", "rms"):  # float32 squares overflow; in float64 they are exact
-            x = summed if isinstance(summed, ast.Name) else self.hold(Value(summed, value.level)).node
-            summed = ast.BinOp(call("wide", x), ast.Mult(), call("wide", x))
+            summed = ast.BinOp(call("wide", summed), ast.Mult(), call("wide", summed))
         if value.level in VECTORS:
             divisor = "rows" if value.level is Level.ROW else "columns"
             result = Value(self.statements.add("x", summed, level, inner=value.level), level)
         else:
-            slot = self.slots[node.lineno, node.col_offset]
+            slot = self.slots[_place(node)]
             result = Value(self.statements.add(f"total{slot}", summed, level, (slot, over)), level)
         if name in ("mean", "rms"):
             if not divisor:
@@ -67,8 +67,13 @@ class Reductions(Expressions):
         return Value(ast.Name(name), Level.REDUCED)
 
     @cached_property
-    def slots(self) -> dict[tuple[int, int], int]:
+    def slots(self) -> dict[tuple[int, int, int], int]:
         """Place in the source of each reduction -> its number, the same for every choice of switches."""
         calls = [n for n in ast.walk(self.source.tree) if isinstance(n, ast.Call)]
-        places = [(n.lineno, n.col_offset) for n in calls if self.source.meant(n) in math.REDUCTIONS]
+        places = {_place(n) for n in calls if self.source.meant(n) in math.REDUCTIONS}
         return {place: k for k, place in enumerate(sorted(places))}
+
+
+def _place(node: ast.Call) -> tuple[int, int, int]:
+    """Which part of a spliced formula, line, column."""
+    return getattr(node, "part", 0), node.lineno, node.col_offset

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, get_args, overload
 
-from fastopt import lower
+from fastopt import lower, views
 from fastopt.errors import RuleError
 from fastopt.formula import Formula, read
 from fastopt.math import FUNCTIONS
@@ -22,17 +22,26 @@ _BY_NAME = {
 
 @overload
 def rule(
-    function: Callable[..., Any] | str, /, *, init: Mapping[str, float | str] | None = None, name: str = ""
+    function: Callable[..., Any] | str,
+    /,
+    *,
+    init: Mapping[str, float | str] | None = None,
+    view: Callable[..., Any] | str | None = None,
+    name: str = "",
 ) -> Rule: ...
 @overload
 def rule(
-    *, init: Mapping[str, float | str] | None = None, name: str = ""
+    *,
+    init: Mapping[str, float | str] | None = None,
+    view: Callable[..., Any] | str | None = None,
+    name: str = "",
 ) -> Callable[[Callable[..., Any] | str], Rule]: ...
 def rule(
     function: Callable[..., Any] | str | None = None,
     /,
     *,
     init: Mapping[str, float | str] | None = None,
+    view: Callable[..., Any] | str | None = None,
     name: str = "",
 ) -> Rule | Callable[[Callable[..., Any] | str], Rule]:
     """Make a rule of a function `(p, g, *state, *, **hyperparameters[, t]) -> (p, *state)`.
@@ -42,7 +51,8 @@ def rule(
     tells whether the parameter is 2-d. The body is assignments, `if`s on switches, and one return. `init` says how a
     state starts (see `Rule.init`).
 
-    `name` is the rule's name where the function's alone would be ambiguous, as in "keras.adam".
+    `view` is what `opt.eval()` shows instead of p: the name of a state, or a formula of p, states and hyperparameters,
+    `(p, z, *, beta1) -> x`. `name` is the rule's name where the function's would be ambiguous, as in "keras.adam".
 
     A state whose new value depends on no element, only on `total`s, is a single float64 number per parameter, and one
     that depends on totals over "row" or "column" alone has a number for each of those.
@@ -50,11 +60,11 @@ def rule(
     Raises `RuleError` (file, line, reason) for anything that is not such a formula.
     """
     if function is None:
-        return lambda f: rule(f, init=init, name=name)
+        return lambda f: rule(f, init=init, view=view, name=name)
     if not isinstance(name, str) or not name.isprintable():  # it stands in a comment of the generated code
         raise RuleError(f"the name of a rule is {name!r}; expected a printable text.")
     source = replace(read(function), title=name)
-    state, schema, timed, matrix = _signature(source)
+    state, schema, timed, matrix = signature(source)
     unknown = [n for n in init or {} if n not in state]
     if unknown:
         source.refuse(source.tree, f"gives a start for `{unknown[0]}`, which is not one of its states {list(state)}.")
@@ -73,12 +83,15 @@ def rule(
         switches=lower.switches(source, schema) + (MATRIX,) * matrix,
         timed=timed,
     )
+    made = made if view is None else views.attach(made, view)
     if not str(source.function.__module__).startswith("fastopt.rules."):
         lower.check(made)  # our own are checked by their tests, or importing fastopt would take as long again
+        views.check(made)
     return made
 
 
-def _signature(source: Formula) -> tuple[tuple[str, ...], dict[str, Hyper], bool, bool]:
+def signature(source: Formula) -> tuple[tuple[str, ...], dict[str, Hyper], bool, bool]:
+    """The states, the hyperparameters, and whether it takes `t` and `matrix`. Raises `RuleError`."""
     positional, keyword = [], {}
     for q in inspect.signature(source.function, eval_str=True).parameters.values():
         if q.kind in (q.VAR_POSITIONAL, q.VAR_KEYWORD):
@@ -94,7 +107,7 @@ def _signature(source: Formula) -> tuple[tuple[str, ...], dict[str, Hyper], bool
     settings = {n for names in _BY_NAME for n in names} - {"momentum"}  # which is a fine name for a state, too
     if known := [n for n in positional[2:] if n in settings]:
         source.refuse(source.tree, f"takes `{known[0]}` as a state; hyperparameters stand behind the `*`.")
-    for name in {"params", "groups", "device", "maximize", "rule", "frozen"} & {*positional, *keyword}:
+    for name in {"params", "groups", "device", "maximize", "rule", "frozen", "sparse"} & {*positional, *keyword}:
         source.refuse(source.tree, f"names something `{name}`, a word the optimizer itself uses; choose another name.")
     if called := [n for n in keyword if n in FUNCTIONS]:
         source.refuse(source.tree, f"has a hyperparameter `{called[0]}`, a function of fastopt.math; rename it.")

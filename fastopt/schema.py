@@ -27,23 +27,28 @@ class Domain:
     low: float = -math.inf
     high: float = math.inf
     open_high: bool = False
+    open_low: bool = False
     whole: bool = False
 
     def __contains__(self, value: float) -> bool:
         below = value < self.high if self.open_high else value <= self.high
-        return math.isfinite(value) and self.low <= value and below and (not self.whole or value == math.floor(value))
+        above = value > self.low if self.open_low else value >= self.low
+        return math.isfinite(value) and above and below and (not self.whole or value == math.floor(value))
 
     def __str__(self) -> str:
         if self.whole:
             return f"an integer in [{self.low:.0f}, {self.high:.0f}]"
         if self.high < math.inf:
-            return f"a number in [{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
-        return f"a finite number >= {self.low:g}" if self.low > -math.inf else "a finite number"
+            left, right = "(" if self.open_low else "[", ")" if self.open_high else "]"
+            return f"a number in {left}{self.low:g}, {self.high:g}{right}"
+        more = ">" if self.open_low else ">="
+        return f"a finite number {more} {self.low:g}" if self.low > -math.inf else "a finite number"
 
 
 # For annotations of hyperparameters whose name does not say it already: `alpha: Fraction = 0.99`.
 NonNegative = Annotated[float, Domain(low=0.0)]
 Fraction = Annotated[float, Domain(low=0.0, high=1.0, open_high=True)]
+OpenFraction = Annotated[float, Domain(low=0.0, high=1.0, open_high=True, open_low=True)]
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,7 @@ class Rule:
         switches: hyperparameters whose truth chooses the kernel and its state; fixed when an optimizer is built. A
             formula may also take `matrix`, which is true for 2-d parameters.
         timed: whether the formula names the step `t`.
+        view: the rule whose new p is what `opt.eval()` shows instead of p, such as an average, or None.
     """
 
     name: str
@@ -131,6 +137,7 @@ class Rule:
     init: Mapping[str, float | str]
     switches: tuple[str, ...]
     timed: bool
+    view: Rule | None = None
 
     @property
     def hyper(self) -> dict[str, Any]:
@@ -147,7 +154,8 @@ class Rule:
         kind = inspect.Parameter.KEYWORD_ONLY
         own = [inspect.Parameter(n, kind, default=h.default) for n, h in self.schema.items()]
         common = [
-            inspect.Parameter(n, kind, default=d) for n, d in (("maximize", False), ("groups", ()), ("device", "auto"))
+            inspect.Parameter(n, kind, default=d)
+            for n, d in (("maximize", False), ("groups", ()), ("device", "auto"), ("sparse", "lazy"))
         ]
         return inspect.Signature([inspect.Parameter("params", inspect.Parameter.POSITIONAL_ONLY), *own, *common])
 

@@ -17,6 +17,7 @@ from fastopt.plan import Segment
 from fastopt.statements import Level
 
 FORMAT = 1
+ROW_STEPS = "row_steps"  # int64 (n_rows,): the steps of each row, where rows count their own
 
 
 def allocate(settings: Settings, owned: Sequence[np.ndarray]) -> tuple[list[Segment], list[np.ndarray]]:
@@ -49,7 +50,8 @@ def allocate(settings: Settings, owned: Sequence[np.ndarray]) -> tuple[list[Segm
                 square = name in lowered[k].squares
                 _start(np.einsum("ii->i", view) if square else view, settings, name, k, owned[k])
                 states[k][name] = view
-    keys = [zlib.crc32(name.encode()) for name in settings.names]  # of paths: their order does not matter
+    # of paths, since their order does not matter
+    keys = [zlib.crc32(name.encode(errors="surrogatepass")) for name in settings.names]
     rows = zip(owned, settings.of, lowered, states, keys, strict=True)
     return [Segment(*row) for row in rows], flats
 
@@ -82,9 +84,15 @@ def _start(view: np.ndarray, settings: Settings, name: str, k: int, param: np.nd
         view[...] = start
 
 
-def save(settings: Settings, segments: Sequence[Segment], clock: np.ndarray) -> dict:
-    """Everything a run needs to go on, apart from the parameters: plain dicts, numbers and copies of arrays."""
+def names_of(settings: Settings, segments: Sequence[Segment]) -> tuple[str, ...]:
+    """The states there are, the rules' own first."""
+    return tuple(dict.fromkeys([*settings.states, *(s for segment in segments for s in segment.state)]))
+
+
+def save(settings: Settings, segments: Sequence[Segment], clock: np.ndarray, *, params: bool = False) -> dict:
+    """Everything a run needs to go on: plain dicts, numbers and copies of arrays. The parameters only if asked for."""
     names = settings.names
+    copies = {"params": {n: s.array.copy() for n, s in zip(names, segments, strict=True)}} if params else {}
     return {
         "format": FORMAT,
         "rule": settings.title,
@@ -92,55 +100,84 @@ def save(settings: Settings, segments: Sequence[Segment], clock: np.ndarray) -> 
         "steps": {n: int(c) for n, c in zip(names, clock[2:], strict=True)},
         "state": {
             s: {n: segment.state[s].copy() for n, segment in zip(names, segments, strict=True) if s in segment.state}
-            for s in settings.states
+            for s in names_of(settings, segments)
         },
         "hyper": settings.state_dict(),
+        **copies,
     }
 
 
 def load(saved: Any, settings: Settings, segments: Sequence[Segment], clock: np.ndarray) -> None:
     """Take over what `save` gave: all of it, or, with a `CheckpointError` that lists every difference, nothing."""
-    problems: list[str] = []
-    names, title = settings.names, settings.title
+    problems, pairs = differences(saved, settings, segments)
+    if problems:
+        raise CheckpointError(f"the state does not fit this `{settings.title}` optimizer: {'; '.join(problems)}.")
+    torn, clock[1] = int(clock[1]), 1  # until all is copied
+    try:
+        settings.load_state_dict(saved["hyper"])
+    except Exception:  # by a schedule that does not like its state; an interrupt leaves it torn
+        clock[1] = torn
+        raise
+    for target, a in pairs:
+        target[...] = a
+    clock[2:] = [saved["steps"][n] for n in settings.names]
+    clock[0] = saved["t"]
+    clock[1] = 0
+
+
+def differences(
+    saved: Any, settings: Settings, segments: Sequence[Segment]
+) -> tuple[list[str], list[tuple[np.ndarray, np.ndarray]]]:
+    """What keeps `saved` from being loaded here; and (array to write, its new content). Changes nothing.
+
+    Raises `CheckpointError` for what is no such state at all.
+    """
     if not isinstance(saved, Mapping) or saved.get("format") != FORMAT:
         found = saved.get("format") if isinstance(saved, Mapping) else type(saved).__name__
         raise CheckpointError(f"not a state of format {FORMAT} (found {found!r}); expected what state_dict() returned.")
     if missing := [k for k in ("rule", "t", "steps", "state", "hyper") if k not in saved]:
         raise CheckpointError(f"the state has no {listing(missing)}; expected what state_dict() returned.")
-    if saved["rule"] != title:
-        raise CheckpointError(f"the state is of rule `{saved['rule']}`; this optimizer runs `{title}`.")
+    if unknown := saved.keys() - {"format", "rule", "t", "steps", "state", "hyper", "params"}:
+        raise CheckpointError(f"the state has {listing(sorted(map(str, unknown)))}, which this optimizer has not.")
+    names, title = settings.names, settings.title
+    problems, pairs = [], []
+    if sorted(str(saved["rule"]).split(" + ")) != sorted(title.split(" + ")):  # groups may come in another order
+        problems.append(f"the state is of rule `{saved['rule']}`; this optimizer runs `{title}`")
     t, steps = saved["t"], saved["steps"]
     if not _count(t) or not isinstance(steps, Mapping) or set(steps) != set(names):
-        wrong = sorted(set(names) ^ set(steps)) if isinstance(steps, Mapping) else [steps]
-        raise CheckpointError(f"`t` ({t!r}) or the parameters of `steps` do not fit; differing: {listing(wrong)}.")
-    problems += [
-        f"steps of `{n}`: {steps[n]!r}, expected 0..{t}" for n in names if not (_count(steps[n]) and steps[n] <= t)
-    ]
-    pairs = []
-    states = saved["state"] if isinstance(saved["state"], Mapping) else {}
-    for s in {**dict.fromkeys(settings.states), **dict.fromkeys(states)}:
-        given = states.get(s, {})
-        wanted = {n: seg.state[s] for n, seg in zip(names, segments, strict=True) if s in seg.state}
-        for n in {**wanted, **given}:
-            if n not in wanted or n not in given:
-                problems.append(f"state `{s}` of `{n}`: {'not expected' if n in given else 'missing'}")
+        wrong = sorted(map(str, set(names) ^ set(steps))) if isinstance(steps, Mapping) else [steps]
+        problems.append(f"`t` ({t!r}) or the parameters of `steps` do not fit; differing: {listing(wrong, 99)}")
+    else:
+        problems += [
+            f"steps of `{n}`: {steps[n]!r}, expected 0..{t}" for n in names if not (_count(steps[n]) and steps[n] <= t)
+        ]
+    states = _table(saved["state"])
+    wanted = {f"state `{s}` of": {} for s in {**dict.fromkeys(names_of(settings, segments)), **dict.fromkeys(states)}}
+    given = {f"state `{s}` of": _table(states.get(s)) for s in states}
+    for n, segment in zip(names, segments, strict=True):
+        for s, a in segment.state.items():
+            wanted[f"state `{s}` of"][n] = a
+    if "params" in saved:
+        wanted["parameter"] = {n: s.array for n, s in zip(names, segments, strict=True)}
+        given["parameter"] = _table(saved["params"])
+    for kind, targets in wanted.items():
+        for n in {**targets, **(found := given.get(kind, {}))}:
+            if n not in targets or n not in found:
+                problems.append(f"{kind} `{n}`: {'not expected' if n in found else 'missing'}")
                 continue
-            a = given[n]
-            if not isinstance(a, np.ndarray) or a.shape != wanted[n].shape or a.dtype != wanted[n].dtype:
-                found = f"{a.dtype} {a.shape}" if isinstance(a, np.ndarray) else type(a).__name__
-                problems.append(f"state `{s}` of `{n}`: {found}, expected {wanted[n].dtype} {wanted[n].shape}")
+            a, target = found[n], targets[n]
+            if not isinstance(a, np.ndarray) or a.shape != target.shape or a.dtype != target.dtype:
+                what = f"{a.dtype} {a.shape}" if isinstance(a, np.ndarray) else type(a).__name__
+                problems.append(f"{kind} `{n}`: {what}, expected {target.dtype} {target.shape}")
+            elif kind == f"state `{ROW_STEPS}` of" and _count(t) and a.size and not 0 <= a.min() <= a.max() <= t:
+                problems.append(f"{kind} `{n}`: {a.min()} to {a.max()}, expected 0..{t}")
             else:
-                pairs.append((wanted[n], a))
-    problems += settings.compare(saved["hyper"])
-    if problems:
-        raise CheckpointError(f"the state does not fit this `{title}` optimizer: {'; '.join(problems)}.")
-    settings.load_state_dict(saved["hyper"])
-    clock[1] = 1  # torn until all is copied
-    for target, a in pairs:
-        target[...] = a
-    clock[2:] = [steps[n] for n in names]
-    clock[0] = t
-    clock[1] = 0
+                pairs.append((target, a))
+    return problems + settings.compare(saved["hyper"]), pairs
+
+
+def _table(x: Any) -> Mapping[Any, Any]:
+    return x if isinstance(x, Mapping) else {}
 
 
 def _count(x: Any) -> bool:

@@ -111,6 +111,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "cvt": _convert,
     "abs": lambda op, x: np.abs(x),
     "neg": lambda op, x: np.negative(x),
+    "copysign": lambda op, x, y: np.copysign(y, x),  # the sign comes first
     "sqrt": lambda op, x: np.sqrt(x),
     "setp": _compare,
     "selp": lambda op, x, y, p: np.where(p, x, y),

@@ -80,7 +80,7 @@ def test_train_runs_every_rule_by_default(monkeypatch):
     monkeypatch.setattr(contest, "contest", fake)
     assert cli.main(["train"]) == 0
     assert seen["models"] == ("softmax", "mlp") and seen["rules"] == list(CATALOGUE)
-    assert (seen["epochs"], seen["batch_size"], seen["lr"]) == (contest.EPOCHS, contest.BATCH_SIZE, None)
+    assert (seen["epochs"], seen["batch_size"], seen["lr"]) == (contest.EPOCHS, None, None)
 
 
 @pytest.mark.parametrize("extra, status", [([], 1), (["--epochs", "2"], 0), (["--lr", "1"], 0), (["--data", "x"], 0)])

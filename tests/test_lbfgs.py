@@ -311,6 +311,12 @@ def test_what_does_not_fit_is_refused(options, says):
     assert not params["w"].any()
 
 
+def test_checkpoints_are_refused(tmp_path):
+    keep = fo.checkpoint.Checkpoint(fo.checkpoint.Manager(tmp_path))
+    with pytest.raises(fo.ConfigError, match="no state to save"):
+        fo.minimize(bowl, np.zeros(2), rule=fo.lbfgs(), steps=3, callbacks=keep)
+
+
 def test_settings_and_parameters_are_checked():
     for wrong in (dict(history=0), dict(history=2.5), dict(gtol=-1), dict(c1=0.95), dict(c2=1.0), dict(ftol=math.nan)):
         with pytest.raises(fo.ConfigError, match="lbfgs"):

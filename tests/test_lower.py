@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import fastopt as fo
+from fastopt import views
 from fastopt.lower import check, lower
 from fastopt.math import sqrt
 from fastopt.rules import CATALOGUE
+from fastopt.rules.readings import READINGS
 
 DECAY = 0.25
 
@@ -251,9 +253,11 @@ def test_a_switch_without_effect_is_refused():
         fo.sgd(np.ones(2), nesterov=True)
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", {**CATALOGUE, **READINGS})
 def test_every_rule_of_the_catalogue_is_a_formula(name):
-    check(CATALOGUE[name])
+    rule = {**CATALOGUE, **READINGS}[name]
+    check(rule)
+    views.check(rule)
 
 
 @pytest.mark.parametrize("name", CATALOGUE)

@@ -13,6 +13,8 @@ import pytest
 from conftest import CACHE, RULES, flat, gradient, params, run_python, unflat
 
 import fastopt as fo
+from fastopt.commands.traffic import usual
+from fastopt.rules import CATALOGUE
 from fastopt.targets.cpu import PARALLEL_BYTES
 
 BIG = PARALLEL_BYTES // 8 + 12_345  # above the size from which every rule is parallel, and with a ragged end
@@ -34,17 +36,17 @@ def assembly(text: str) -> str:
     """The machine code of a generated kernel, compiled afresh: Numba shows none for what it loads from its cache."""
     module = ModuleType("fastopt_kernel_shown")
     exec(compile(text.replace("cache=True", "cache=False"), "<kernel>", "exec"), vars(module))
-    return "\n".join(module.kernel.inspect_asm().values())
+    return "\n".join(text for kernel in module.kernels for text in kernel.inspect_asm().values())
 
 
 def switches(variant) -> dict:
     return {k: variant.full()[k] for k in variant.make.switches}
 
 
-def check_instructions(code: str, operations: list[str]) -> None:
+def check_instructions(code: str, operations: list[str], alone: bool = True) -> None:
     from llvmlite import binding
 
-    assert re.findall(FLOAT64, code) == []
+    assert not alone or re.findall(FLOAT64, code) == []
     missing = [op for op in operations if not re.search(PACKED.format(op), code)]
     assert missing == []
     assert re.search(WIDE, code) or not binding.get_host_cpu_features().get("avx", True)
@@ -59,6 +61,25 @@ def test_float32_kernels_are_packed_and_free_of_float64(variant):
     operations = ["add", "mul"] + ["div", "sqrt"] * (variant.rule in ("adagrad", "rmsprop", "adam", "adamw"))
     # without threads the same loop compiles in a third of the time; one rule is checked with them, below
     check_instructions(assembly(text.replace("parallel=True", "parallel=False")), operations)
+
+
+# Packed operations that a kernel must have: what its formula divides and roots, beside its products and differences.
+DIVIDES = set(CATALOGUE) - {"sgd", "sgld", "qhm", "asgd", "signsgd", "signum", "lion", "rprop"}
+ROOTS = DIVIDES - {"sophia", "adamax", "madgrad"}  # madgrad's cube root is made of divisions
+
+
+@pytest.mark.parametrize("name", sorted(set(CATALOGUE) - {v.rule for v in RULES}))
+def test_every_rule_of_the_catalogue_is_packed(name):
+    """At its defaults. Sums and numbers are float64 on purpose: rules with those are searched for packed code only."""
+    if platform.machine().lower() not in ("x86_64", "amd64", "arm64", "aarch64"):
+        pytest.skip("no patterns for this processor")
+    rule = CATALOGUE[name]
+    if usual(rule).matrices or usual(rule).shaped:
+        pytest.skip("its loops run along rows, or are products of matrices")
+    text = fo.source(rule, "cpu", **{s: bool(rule.hyper[s]) for s in rule.switches if rule.schema[s].boolean})
+    code = assembly(text.replace("parallel=True", "parallel=False"))
+    operations = ["mul", "sub", *(["div"] if name in DIVIDES else []), *(["sqrt"] if name in ROOTS else [])]
+    check_instructions(code, operations, alone=not usual(rule).slots)
 
 
 def test_threads_leave_the_loop_packed():

@@ -40,6 +40,15 @@ def factored(p, g, r, c, *, lr=1e-2, beta=0.9, eps=1e-6):
 
 
 @fo.rule
+def old_and_new(p, g, m, *, lr=1e-2, beta=0.9):
+    """Totals of names that change afterwards, in the same pass."""
+    a, b, c = total(m * g), norm(m), total(g, "all")
+    g = g + 0.1 * p
+    m = beta * m + (1 - beta) * g
+    return p - lr * (m + (a + c) * g / (b + norm(m) + 1)), m
+
+
+@fo.rule
 def by_rows(p, g, n, *, lr=1e-2, beta=0.9):
     """A norm per row, kept and used in the next pass; columns count, too."""
     n = beta * n + (1 - beta) * norm(g, "row")
@@ -82,7 +91,7 @@ def drawn(shape, dtype, steps=3, seed=0):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
-    "rule", [trust, chained, factored, by_rows, everywhere, counted_from_one], ids=lambda r: r.name
+    "rule", [trust, chained, factored, by_rows, old_and_new, everywhere, counted_from_one], ids=lambda r: r.name
 )
 def test_passes_equal_the_formula_on_arrays(rule, dtype):
     eps = np.finfo(dtype).eps

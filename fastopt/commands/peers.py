@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.schema import Rule
+from fastopt.schema import MATRIX, Rule
 
 Step = Callable[[], object]
 
@@ -20,14 +20,21 @@ def numpy_naive(
     `state`: the names of the states there are, which start at 0, or what they start as.
     """
     h, steps = rule.hyper | given, count(1)
-    start = {s: np.array(state[s]) if isinstance(state, Mapping) else np.zeros_like(p) for s in state}
-    now = [p, *(start.get(name, np.zeros((), p.dtype)) for name in rule.state)]
+    if MATRIX in rule.switches:
+        h[MATRIX] = p.ndim == 2
+    fresh = rule(p.copy(), **given).state if state else {}
+    now = [p, *(_start(fresh[name], p.dtype) if name in state else 0.0 for name in rule.state)]
 
     def step() -> None:
         new = rule.formula(now[0], g, *now[1:], **h, **({"t": next(steps)} if rule.timed else {}))
         now[:] = new if isinstance(new, tuple) else (new,)
 
     return step
+
+
+def _start(state: np.ndarray, dtype: np.dtype) -> np.ndarray | float:
+    # a number as NumPy would have it: an array of no dimensions would widen the float32 arrays it meets
+    return state.astype(dtype) if state.ndim else float(state)
 
 
 def numpy_out(rule: Rule, p: np.ndarray, g: np.ndarray, state: Sequence[str], **given: Any) -> Step | None:

@@ -2,42 +2,24 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fastopt.callbacks import Run
-from fastopt.commands import picture
+from fastopt.commands import picture, rates
 from fastopt.commands.bench import duration, interleave
 from fastopt.commands.models import Dataset, Network
 from fastopt.commands.peers import numpy_naive
 from fastopt.groups import Group
-from fastopt.lower import of_matrices
 from fastopt.minimize import Result, minimize
 from fastopt.progress import need
-from fastopt.rules import adamw
 from fastopt.schema import Rule
 
 HIDDEN = {"softmax": (), "mlp": (128,)}
 EPOCHS, BATCH_SIZE, ENOUGH = 30, 32, 0.95
-
-# For softmax and mlp. With these, eight seeds out of eight reach 0.964 to 0.981 on the digits, at the defaults above. A
-# rule that is not here runs with its own default.
-LEARNING_RATES = {
-    "sgd": (0.1, 0.1),
-    "adagrad": (0.05, 0.05),
-    "rmsprop": (2e-3, 2e-3),
-    "adam": (5e-3, 3e-3),
-    "adamw": (5e-3, 3e-3),
-    "lion": (1e-3, 3e-4),
-    "sgld": (0.1, 0.1),
-    "muon": (5e-3, 5e-3),
-    "shampoo": (0.1, 0.1),
-    "soap": (3e-3, 3e-3),
-}
-# The loss is a mean over 1,437 digits, whose posterior is that of temperature 1 / 1,437; this is colder.
-OTHERS: dict[str, dict[str, Any]] = {"sgld": {"temperature": 1e-6}, "shampoo": {"interval": 10, "eps": 0.1}}
 
 
 @dataclass(frozen=True)
@@ -54,66 +36,56 @@ class Row:
     reason: str
 
 
-def learning_rate(rule: Rule, model: str) -> float:
-    default = rule.hyper.get("lr", 1e-3)
-    rates = dict(zip(HIDDEN, LEARNING_RATES.get(rule.name, ()), strict=False))
-    return rates.get(model, 1e-3 if default is ... else default)
-
-
 def contest(
     data: Dataset,
     models: Iterable[str],
     rules: Sequence[Rule],
     *,
     epochs: int = EPOCHS,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     lr: float | None = None,
     seed: int = 0,
     watch: Callable[[str, Rule, Run], Any] = lambda model, rule, run: None,
 ) -> list[Row]:
-    """Train and time every rule on every model, from the same start; `watch` hears of every epoch."""
+    """Train and time every rule on every model, from the same start; `watch` hears of every epoch.
+
+    batch_size, lr: in place of what `rates` says.
+    """
     rows = []
     for model in models:
         network = Network((data.features, *HIDDEN[model], data.classes))
         for rule in rules:
-            params, rate = network.init(seed), learning_rate(rule, model) if lr is None else lr
+            params, options = network.init(seed), rates.options(rule, model, lr)
+            size = batch_size or (None if rates.whole(rule) else BATCH_SIZE)
             result = minimize(
                 network.loss_and_grad,
                 params,
                 (data.x, data.y),
                 rule=rule,
-                groups=vectors(rule, params),
-                lr=rate,
-                **OTHERS.get(rule.name, {}),
-                batch_size=min(batch_size, len(data.x)),
+                batch_size=size and min(size, len(data.x)),
                 epochs=epochs,
                 seed=seed,
                 callbacks=[partial(_report, watch, model, rule)],
+                **options,
             )
             if result.reason == "interrupted":
                 raise KeyboardInterrupt
-            rows.append(_row(model, data, network, result, rate, batch_size))
+            rows.append(_row(model, data, network, result, options, size or len(data.x)))
     return rows
-
-
-def vectors(rule: Rule, params: dict[str, Any]) -> list[Group]:
-    """Biases are no matrices: a rule of matrices leaves them to AdamW."""
-    rate = learning_rate(adamw, "mlp")
-    return [Group(n, rule=adamw, lr=rate) for n, p in params.items() if p.ndim != 2 and of_matrices(rule)]
 
 
 def _report(watch: Callable[[str, Rule, Run], Any], model: str, rule: Rule, run: Run) -> None:
     watch(model, rule, run)  # what it returns is no reason to stop
 
 
-def _row(model: str, data: Dataset, network: Network, result: Result, lr: float, batch_size: int) -> Row:
+def _row(model: str, data: Dataset, network: Network, result: Result, options: dict[str, Any], batch_size: int) -> Row:
     rule, params = result.optimizer.rule, result.params
     _, grads = network.loss_and_grad(params, data.x[:batch_size], data.y[:batch_size])
-    seconds, faster = race(rule, params, grads, lr=lr, **OTHERS.get(rule.name, {}))
+    seconds, faster = race(rule, params, grads, **options)
     return Row(
         model=model,
         rule=rule.name,
-        lr=lr,
+        lr=options["lr"],
         accuracy=network.accuracy(params, data.x_test, data.y_test),
         step=seconds,
         faster=faster,
@@ -122,20 +94,20 @@ def _row(model: str, data: Dataset, network: Network, result: Result, lr: float,
     )
 
 
-def race(rule: Rule, params: dict[str, Any], grads: dict[str, Any], **hyper: Any) -> tuple[float, float]:
+def race(
+    rule: Rule, params: dict[str, Any], grads: dict[str, Any], groups: Sequence[Group] = (), **hyper: Any
+) -> tuple[float, float]:
     """Seconds of `optimizer.step(grads)`, and how many times longer the formula takes on whole NumPy arrays.
 
     On copies of `params`, in turns, medians over the turns. The NumPy side keeps its state in the loop and binds the
     new arrays to the old names: the plain way to write it.
     """
-    groups = vectors(rule, params)
     optimizer = rule({name: p.copy() for name, p in params.items()}, groups=groups, **hyper)
-    own = {g.pattern: (adamw, g.hyper) for g in groups}
     plain = []
     for name, p in params.items():
-        which, values = own.get(name, (rule, hyper))
-        state = {s: of[name] for s, of in optimizer.state.items() if of[name] is not None}
-        plain.append(numpy_naive(which, p.copy(), grads[name], state, **values))
+        mine, options = next(((g.rule or rule, g.hyper) for g in groups if fnmatchcase(name, g.pattern)), (rule, hyper))
+        state = tuple(s for s, tree in optimizer.state.items() if tree[name] is not None and s in mine.state)
+        plain.append(numpy_naive(mine, p.copy(), grads[name], state, **options))
 
     def numpy_step() -> None:
         for step in plain:
@@ -143,7 +115,11 @@ def race(rule: Rule, params: dict[str, Any], grads: dict[str, Any], **hyper: Any
 
     with np.errstate(all="ignore"):  # a diverged rule is timed all the same
         samples = interleave(
-            {"fastopt": lambda: optimizer.step(grads), "numpy": numpy_step}, repeat=41, visit=5e-4, settle=5e-4
+            {"fastopt": lambda: optimizer.step(grads), "numpy": numpy_step},
+            repeat=41,
+            visit=5e-4,
+            settle=5e-4,
+            pause=0.0,  # these arrays are small: no threads of a predecessor go on spinning
         )
     return samples["fastopt"].median, samples["fastopt"].times_faster_than(samples["numpy"])
 

@@ -5,7 +5,7 @@ from fastopt.rule import rule
 from fastopt.schema import NonNegative
 
 
-@rule(init={"eta": "lr", "mu": 1.0})
+@rule(init={"eta": "lr", "mu": 1.0}, view="ax")
 def asgd(
     p,
     g,
@@ -22,9 +22,9 @@ def asgd(
 ):
     """Averaged SGD. Polyak & Juditsky 1992, in the form of Bottou's SVM programs, as in PyTorch.
 
-    The result is `opt.state["ax"]`, the average of the parameters after step t0; until then it is the parameters
-    themselves. eta and mu are single numbers, computed at the end of a step for the next one: a change of lr takes
-    effect a step late. Weight decay is L2, besides the decay of p by lambd * eta.
+    The result is ax, shown by `opt.eval()`: the average of the parameters after step t0, until then they themselves.
+    eta and mu are single numbers, computed at the end of a step for the next one: a change of lr takes effect a step
+    late. Weight decay is L2, besides the decay of p by lambd * eta.
     """
     g = g + weight_decay * p
     p = p - lambd * eta * p - eta * g

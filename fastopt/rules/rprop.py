@@ -1,6 +1,6 @@
 """Rprop: a step size per coordinate, from the signs of gradients alone. State per parameter: two buffers."""
 
-from fastopt.math import clip, sign
+from fastopt.math import clip, sign, where
 from fastopt.rule import rule
 from fastopt.schema import Fraction, NonNegative
 
@@ -25,6 +25,6 @@ def rprop(
     & Huesken 2000); the paper takes its last step back. optax gives the update of the step before.
     """
     s = g * prev
-    delta = clip(delta * (eta_plus if s > 0 else (eta_minus if s < 0 else 1.0)), delta_min, delta_max)
-    g = 0.0 if s < 0 else g
+    delta = clip(delta * where(s > 0, eta_plus, where(s < 0, eta_minus, 1.0)), delta_min, delta_max)
+    g = where(s < 0, 0.0, g)
     return p - sign(g) * delta, g, delta

@@ -89,7 +89,7 @@ def source(rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype, par
         columns=text.legend(lowered),
         imports=text.imports(lowered),
         numba="njit, prange, types" if parallel else "njit, types",
-        pointers=", ".join(sorted({f"{d}_at" for b, d in of.items() if lowered.between.get(b) is not Level.ELEMENT})),
+        pointers=", ".join(sorted(_pointers(lowered, of))),
         sums="from fastopt.targets.sums import add_columns, clear, clear_part, drain, everywhere, gather\n"
         if lowered.slots
         else "",
@@ -100,6 +100,11 @@ def source(rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype, par
         kernels="".join(_kernel(name, lowered, q, of, parallel) for name, q in passes),
         names=", ".join([*names, ""]).strip(),
     )
+
+
+def _pointers(lowered: Lowered, of: dict[str, np.dtype]) -> set[str]:
+    used = {f"{d}_at" for b, d in of.items() if lowered.between.get(b) is not Level.ELEMENT}
+    return used | ({"uint64_at"} if lowered.touched else set())
 
 
 def kernel_names(lowered: Lowered) -> list[str]:

@@ -17,3 +17,4 @@ def _pointer(element: types.Type):
 
 float32_at = _pointer(types.float32)
 float64_at = _pointer(types.float64)
+uint64_at = _pointer(types.uint64)

@@ -55,9 +55,12 @@ def imports(lowered: Lowered) -> str:
 
 def functions(lowered: Lowered, decorator: str) -> str:
     """Definitions of the other functions the statements call; those on numbers compute in float64."""
-    elements = [math.SCALAR[n] for n in _called(lowered.functions) if n in math.SCALAR]
-    numbers = [wide(math.SCALAR[n], lowered) for n in _called(lowered.number_functions) if n in math.SCALAR]
-    return "".join(f"\n\n{decorator}\n{text}\n" for text in elements + numbers)
+    called = _called(lowered.functions)
+    beside = "".join(f"\n{math.BESIDE[n]}" for n in called if n in math.BESIDE)
+    elements = [math.SCALAR[n] for n in called if n in math.SCALAR]
+    of_numbers = math.SCALAR | math.OF_NUMBERS
+    numbers = [wide(of_numbers[n], lowered) for n in _called(lowered.number_functions) if n in math.SCALAR]
+    return beside + "".join(f"\n\n{decorator}\n{text}\n" for text in elements + numbers)
 
 
 def wide(text: str, lowered: Lowered) -> str:

@@ -1,0 +1,135 @@
+"""`opt.eval()` and `opt.train()`: the parameters turned, in place, into what their rule's view shows, and back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from operator import is_
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from fastopt import plan
+from fastopt.errors import ConfigError
+from fastopt.groups import Settings
+from fastopt.lower import lower
+
+_T, _DIRTY, _STEPS = 0, 1, 2  # the clock, see optimizer.py
+SHOWN, TURNING = 2, 3  # values of its dirty flag, so that a step asks no second question
+
+
+class Averages:
+    """The half of an optimizer that turns parameters into averages and back.
+
+    While they are averages, the parameters of training lie aside, so that `train()` puts back the same bits.
+    """
+
+    params: Any
+    _settings: Settings
+    _segments: list[plan.Segment]
+    _clock: np.ndarray
+    _aside: list[np.ndarray | None] | None = None
+
+    if TYPE_CHECKING:
+
+        def _alone(self) -> threading.Lock: ...
+
+        _leaves: Any
+        _list: Any
+
+        def _replaced(self) -> NoReturn: ...
+        def _torn(self) -> NoReturn: ...
+
+    def eval(self) -> None:
+        """Turn the parameters, in place, into what the rule shows: an average, for schedule-free rules and ASGD.
+
+        `train()` brings back the parameters of training, every bit of them, so whatever is written into the parameters
+        in between is lost; until then steps, `state_dict` and `load_state_dict` raise `ConfigError`. Parameters in
+        groups whose rule shows nothing else, or that have not moved yet, stay as they are. Takes a copy of the others.
+        Again is the same as once.
+
+        Raises `ConfigError` if no rule of this optimizer has an average. After an interrupt the parameters are those of
+        training, or `train()` restores them: every other call says so.
+        """
+        with self._alone():
+            if self._clock[_DIRTY] == SHOWN:
+                return
+            if self._clock[_DIRTY]:
+                self._torn()
+            if self._leaves and not all(map(is_, self._list(self.params), self._leaves)):
+                self._replaced()
+            clock = self._clock.copy()  # of the step that has been done last
+            clock[_T] = max(int(clock[_T]) - 1, 0)
+            ready = self._view(clock)
+            aside = [s.array.copy() if kind else None for s, kind in zip(self._segments, ready.kinds, strict=True)]
+            self._aside = aside
+            self._clock[_DIRTY] = TURNING
+            try:
+                if any(ready.kinds):
+                    ready.run(self._settings, clock)
+                self._clock[_DIRTY] = SHOWN
+            except BaseException:
+                self._restore()
+                raise
+
+    def train(self) -> None:
+        """Put the parameters of training back, see `eval`. Without an `eval` before it does nothing."""
+        with self._alone():
+            if self._clock[_DIRTY] in (SHOWN, TURNING):
+                self._clock[_DIRTY] = TURNING
+                self._restore()
+            elif self._clock[_DIRTY]:
+                self._torn()
+
+    @contextmanager
+    def averaged(self) -> Iterator[Any]:
+        """`with opt.averaged() as params:` is `eval()`, and `train()` at its end, whatever happens in between.
+
+        Inside of `eval()` or another `averaged()` it changes nothing.
+        """
+        shown = self._clock[_DIRTY] == SHOWN
+        self.eval()
+        try:
+            yield self.params
+        finally:
+            if not shown:
+                self.train()
+
+    def _view(self, clock: np.ndarray) -> plan.Plan:
+        """What shows the averages: the plan of a step whose rule is the view."""
+        settings = self._settings
+        if all(rule.view is None for rule in settings.rules):
+            raise ConfigError(
+                f"`{settings.title}` has no average to show; opt.eval() is for rules that keep one, such as "
+                "fastopt.schedule_free_adamw."
+            )
+        segments, kinds = [], []
+        for k, segment in enumerate(self._segments):
+            view = settings.rule(k).view
+            moved = clock[_STEPS + k] > 0 and not settings.frozen[segment.row]
+            if view is not None and moved:
+                segment = replace(segment, lowered=lower(view, settings.chosen(k, segment.array)))
+            kinds.append(segment.array.dtype.char if view is not None and moved else "")
+            segments.append(segment)
+        missed = (clock[_T] + 1 - clock[_STEPS:]).tolist()
+        return plan.build(settings, segments, tuple(kinds), missed)
+
+    def _restore(self) -> None:
+        for segment, kept in zip(self._segments, self._aside or (), strict=True):
+            if kept is not None:
+                segment.array[...] = kept
+        self._clock[_DIRTY] = 0
+        self._aside = None
+
+    def _refuse(self) -> NoReturn:
+        """For every call that needs the parameters of training."""
+        if self._clock[_DIRTY] == TURNING:
+            raise ConfigError(
+                "opt.eval() or opt.train() was interrupted: some parameters are averages and some are not. Call "
+                "opt.train(): it puts those of training back."
+            )
+        raise ConfigError(
+            "the parameters are averages now, since opt.eval(). Call opt.train() first: it puts those of training back."
+        )
