@@ -312,7 +312,7 @@ def test_what_does_not_fit_is_refused(options, says):
 
 
 def test_checkpoints_are_refused(tmp_path):
-    keep = fo.checkpoint.Checkpoint(fo.checkpoint.Manager(tmp_path))
+    keep = fo.Checkpoint(fo.checkpoint.Manager(tmp_path))
     with pytest.raises(fo.ConfigError, match="no state to save"):
         fo.minimize(bowl, np.zeros(2), rule=fo.lbfgs(), steps=3, callbacks=keep)
 
