@@ -21,7 +21,7 @@ def make(rule, layout, **extra):
     if layout == "packed":
         params = fo.pack(params, dtype=np.float32)
     lr = fo.schedules.cosine(peak=0.05, warmup=3, total=20)
-    groups = [fo.Group("b", weight_decay=0.1)]
+    groups = [fo.Group("b", **({"weight_decay": 0.1} if "weight_decay" in rule.schema else {"lr": 0.02}))]
     return params, rule(params, lr=lr, groups=groups, **OPTIONS.get(rule.name, {}), **extra)
 
 
