@@ -29,7 +29,8 @@ class Setting:
     vectors: str = ""
 
 
-# At 30 epochs in batches of 32, eight seeds out of eight reach 0.95 and more on the held-out digits with these.
+# At 30 epochs in batches of 32 every one of eight seeds reaches 0.95 and more on the held-out digits with these; but
+# the worst of adopt is 0.953, and that of dadapt_adam and prodigy 0.9499, on softmax.
 SETTINGS: dict[str, Setting] = {
     "sgd": Setting(0.1, 0.1),
     # the loss is a mean over 1,438 digits, whose posterior is that of temperature 1 / 1,438; this is colder
