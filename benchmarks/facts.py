@@ -29,13 +29,18 @@ def machine() -> dict[str, Any]:
         "threads": {"fastopt": threads.count(), "layer": layer},
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": versions(PACKAGES),
     }
     if facts["versions"]["torch"]:
         import torch
 
         facts["threads"]["torch"] = torch.get_num_threads()
     return facts
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str | None]:
+    """Package -> version, None where it is not installed."""
+    return {name: _version(name) for name in packages}
 
 
 class Others:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from fastopt import plan
-from fastopt.errors import ConfigError
+from fastopt.errors import ConfigError, DeviceError
 from fastopt.groups import Settings
 from fastopt.lower import lower
 
@@ -27,6 +27,7 @@ class Averages:
     """
 
     params: Any
+    _place: Any
     _settings: Settings
     _segments: list[plan.Segment]
     _clock: np.ndarray
@@ -40,6 +41,7 @@ class Averages:
         _list: Any
 
         def _replaced(self) -> NoReturn: ...
+        def _catch_up(self) -> None: ...
         def _torn(self) -> NoReturn: ...
 
     def eval(self) -> None:
@@ -56,8 +58,7 @@ class Averages:
         with self._alone():
             if self._clock[_DIRTY] == SHOWN:
                 return
-            if self._clock[_DIRTY]:
-                self._torn()
+            self._catch_up()
             if self._leaves and not all(map(is_, self._list(self.params), self._leaves)):
                 self._replaced()
             clock = self._clock.copy()  # of the step that has been done last
@@ -100,6 +101,8 @@ class Averages:
     def _view(self, clock: np.ndarray) -> plan.Plan:
         """What shows the averages: the plan of a step whose rule is the view."""
         settings = self._settings
+        if hasattr(self._place, "control"):
+            raise DeviceError("opt.eval() cannot turn parameters on a GPU; copy parameters and state to the CPU first.")
         if all(rule.view is None for rule in settings.rules):
             raise ConfigError(
                 f"`{settings.title}` has no average to show; opt.eval() is for rules that keep one, such as "
@@ -114,7 +117,7 @@ class Averages:
             kinds.append(segment.array.dtype.char if view is not None and moved else "")
             segments.append(segment)
         missed = (clock[_T] + 1 - clock[_STEPS:]).tolist()
-        return plan.build(settings, segments, tuple(kinds), missed)
+        return plan.build(settings, segments, tuple(kinds), missed, {}, "lazy")
 
     def _restore(self) -> None:
         for segment, kept in zip(self._segments, self._aside or (), strict=True):

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -148,15 +148,7 @@ def _in_our_folder() -> Iterator[None]:
 
 def _write(text: str, stem: str) -> Path:
     """The file of a module, written whole or not at all. Raises OSError if the folder is unusable or unsafe."""
-    folder = cache_folder()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if hasattr(os, "getuid"):
-        status = folder.stat()
-        if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise OSError(
-                f"{folder} can be written by others, and compiled code found there would be run; chmod 700 it"
-            )
-    path = folder / f"{stem}.py"
+    path = _folder() / f"{stem}.py"
     try:
         if path.read_text() == text:
             return path
@@ -166,12 +158,43 @@ def _write(text: str, stem: str) -> Path:
     return path
 
 
-def _put(path: Path, text: str) -> None:
+def keep(name: str, make: Callable[[], bytes]) -> bytes:
+    """The bytes of a file of the cache, made if they are not there or damaged; trouble costs time, never a result."""
+    try:
+        path = _folder() / name
+        kept = path.read_bytes() if path.exists() else b""
+        if hashlib.sha256(kept[32:]).digest() == kept[:32]:
+            return kept[32:]
+    except OSError as error:
+        _warn(f"{type(error).__name__}: {error}")
+        return make()
+    made = make()
+    try:
+        _put(path, hashlib.sha256(made).digest() + made)
+    except OSError as error:
+        _warn(f"{type(error).__name__}: {error}")
+    return made
+
+
+def _folder() -> Path:
+    """The cache folder. Raises OSError if it is unusable or unsafe."""
+    folder = cache_folder()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if hasattr(os, "getuid"):
+        status = folder.stat()
+        if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise OSError(
+                f"{folder} can be written by others, and compiled code found there would be run; chmod 700 it"
+            )
+    return folder
+
+
+def _put(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
     try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         os.utime(temporary, (0, 0))  # Numba's index is keyed by time and size: equal for every process that writes it
         os.replace(temporary, path)
     except BaseException:

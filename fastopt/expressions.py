@@ -19,7 +19,7 @@ from fastopt.statements import Level, Statements, Value, join
 RESERVED = frozenset(
     "work hyper addresses tasks task chunk clock last lo hi segment group i scale real tiny flush kernel np njit "
     "prange types parameters reduced partials lanes parameter first width row start rows columns j wide count "
-    "clear fold noise_key key place now present zeros a n_chunks n_parameters control thread threads blocks entry "
+    "clear fold noise_key key place now present zeros n_chunks n_parameters control thread threads blocks entry "
     "table column numbers sums head end rest part step whole n_elements n_rows n_columns vectors across shift "
     "down mine line narrow seats seat d block_total update".split()
 )
@@ -286,7 +286,7 @@ class Expressions:
 
 def _taken(name: str) -> bool:
     """Is it a word of the kernel, or like names that the compiler makes up?"""
-    made = r"(k|x|total|sum|matrix|scratch|vector|partial|all|noise)\d+|\w+_at"
+    made = r"(k|u|x|total|sum|matrix|scratch|vector|partial|all|noise)\d+|\w+_at"
     return name in RESERVED or name.endswith("_") or re.fullmatch(made, name) is not None
 
 

@@ -36,16 +36,16 @@ class Gradients:
         self,
         tree: Tree,
         names: Sequence[str],
-        params: Sequence[np.ndarray],
+        params: Sequence[Any],
         frozen: Sequence[bool],
-        owned: Sequence[np.ndarray],
+        owned: Sequence[Any],
         packed: Any,
     ):
         self._tree, self._names, self._params = tree, names, params
         self._frozen = [k for k, f in enumerate(frozen) if f]
         self._list = tree.reader()
         self._packed = packed
-        spans = sorted((_address(a), _address(a) + a.nbytes) for a in owned if a.size)
+        spans = sorted(self._span(a) for a in owned if a.size)
         self._starts, self._ends = [s for s, _ in spans], [e for _, e in spans]
         self._seen: tuple[Callable[[], Any], ...] = ()  # weak: the caller's gradients are not kept alive
         self._found: tuple[Callable[[], Any], ...] = ()
@@ -54,6 +54,10 @@ class Gradients:
         self.rows: dict[str, rows.Rows] = {}
         self.by_rows: set[str] = set()
         self.addresses = np.zeros(len(names), np.uint64)
+
+    def _span(self, array: Any) -> tuple[int, int]:
+        """First byte, and the one after the last."""
+        return _address(array), _address(array) + array.nbytes
 
     def read(self, grads: Any) -> bool:
         """Take in the gradients of a step; False if they are, array for array, those that `settle` saw last."""

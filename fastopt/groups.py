@@ -127,7 +127,7 @@ class Settings:
         rule = self.rules[row]
         return tuple((n, bool(self.value(row, n, own))) for n in rule.switches if n in rule.schema)
 
-    def lowered(self, k: int, param: np.ndarray) -> Lowered:
+    def lowered(self, k: int, param: Any) -> Lowered:
         """The lowered rule of parameter `k`."""
         return lower(self.rule(k), self.chosen(k, param))
 

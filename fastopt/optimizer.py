@@ -11,17 +11,18 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from fastopt import checkpoint, plan, state, threads
+from fastopt import checkpoint, state, threads
 from fastopt import params as arrays
 from fastopt.averages import SHOWN, TURNING, Averages
+from fastopt.devices import place as places
+from fastopt.devices.array import DeviceArray
 from fastopt.errors import ConcurrentUseError, ConfigError, DeviceError, TornStateError
-from fastopt.gradients import Gradients
 from fastopt.groups import Group, Settings
 from fastopt.pack import Packed
 from fastopt.schema import Rule
 from fastopt.touched import READINGS, Touched
 
-_T, _DIRTY, _STEPS = 0, 1, 2  # the clock: steps done, is one under way, then the steps of each parameter
+_T, _DIRTY = 0, 1  # the clock: steps done, is one under way, then the steps of each parameter
 
 
 class GroupInfo(NamedTuple):
@@ -39,8 +40,10 @@ class Optimizer(Averages):
     Args:
         rule: a `Rule`, such as `fastopt.adamw`.
         params: one array, or a list, tuple or (nested) dict of C-contiguous float32 or float64 arrays, or what
-            `fastopt.pack` returned. They stay yours: read and written at every step, never copied.
-        device: "auto" follows the arrays; "cpu".
+            `fastopt.pack` returned; or such arrays on a GPU, of PyTorch, CuPy, Numba or anything else that has
+            `__cuda_array_interface__` or DLPack. They stay yours: read and written at every step, never copied.
+        device: "auto" follows the arrays; "cpu", "cuda" or "cuda:1" insist.
+        precise: on a GPU, no fused multiply-add: the bits of the CPU, which never uses it, for rules without totals.
         groups: `Group`s; the first whose pattern matches a parameter's path holds for it.
         sparse: what a step with a gradient of rows (see `rows`) means for the other rows. "lazy": nothing, they wait;
             "exact": what a gradient of zeros would do, done when a row is touched next, or by `catch_up`; "row":
@@ -61,34 +64,37 @@ class Optimizer(Averages):
         params: Any,
         *,
         device: str = "auto",
+        precise: bool = False,
         groups: Iterable[Group] = (),
         sparse: str = "lazy",
         **hyper: Any,
     ):
         if not isinstance(rule, Rule):
             raise ConfigError(f"rule is a {type(rule).__name__}; expected a rule, such as fastopt.adamw.")
-        if device not in ("auto", "cpu"):
-            why = "this version has no CUDA target" if device == "cuda" else "expected 'auto' or 'cpu'"
-            raise DeviceError(f"device is {device!r}; {why}.")
+        if not isinstance(precise, bool):
+            raise ConfigError(f"`precise` is {precise!r}; expected True or False.")
         if sparse not in READINGS:
             raise ConfigError(f"sparse is {sparse!r}; expected one of {', '.join(map(repr, READINGS))}.")
         tree, leaves = arrays.survey(params)
         names = tree.names()
         if twice := [n for n, count in Counter(names).items() if count > 1]:
             raise ConfigError(f"two parameters have the path `{twice[0]}`; rename a key.")
-        owned = [arrays.parameter(x, n) for x, n in zip(leaves, names, strict=True)]
-        arrays.check_overlap(owned, names)
+        place: Any = places.choose(device, leaves, names, precise)
+        self._place = place
+        owned = [place.parameter(x, n) for x, n in zip(leaves, names, strict=True)]
+        arrays.check_overlap([place.span(a) for a in owned], names)
         self.rule, self.params, self.names = rule, params, names
         self._settings = Settings(rule, hyper, groups, names, owned)
-        self._segments, flats = state.allocate(self._settings, owned)
+        place.check(self._settings, owned, sparse)
+        self._segments, flats = state.allocate(self._settings, owned, place.zeros)
         for segment in self._segments:
             if sparse == "row" and segment.array.ndim:
                 segment.state[state.ROW_STEPS] = np.zeros(len(segment.array), np.int64)
-        self._clock = np.zeros(_STEPS + len(owned), np.int64)
+        self._clock = place.start(len(owned))
         frozen = [self._settings.frozen[row] for row in self._settings.of]
         packed = params.grads if isinstance(params, Packed) and params.has_grads else None
-        self._gradients = Gradients(tree, names, owned, frozen, [*owned, *flats], packed)
-        self._plan: plan.Plan | None = None
+        self._gradients = place.gradients(tree, names, owned, frozen, [*owned, *flats], packed)
+        self._plan: Any = None
         self._reading, self._touched = sparse, dict[str, Touched]()
         if sparse == "row":
             self._gradients.by_rows |= {n for n, a in zip(names, owned, strict=True) if a.ndim}
@@ -115,39 +121,56 @@ class Optimizer(Averages):
         return any(name in s.state for s in self._segments)
 
     # ---------------------------------------------------------------- stepping
-    def step(self, grads: Any = None) -> None:
+    def step(self, grads: Any = None, *, stream: Any = None) -> None:
         """One step. `grads` has the structure of the parameters; packed parameters may leave it out.
 
         A gradient of None skips its parameter, that parameter's state and its own step count, as in PyTorch; a step
         without any gradient changes nothing. float64 gradients for float32 parameters, and the reverse, are converted
         in the kernel; other layouts and byte orders are copied first.
 
+        On a GPU the step is queued, behind what the library of the arrays has queued on its current stream, and nothing
+        waits for it. `stream` (of PyTorch, CuPy, Numba, cuda.core, or a handle) queues it there instead. The step may
+        be captured in a CUDA graph; see `prepare`. Other layouts are refused, not copied.
+
         Raises `GradientError` (structure, shape, dtype, shared memory), `ConfigError` (a schedule's value),
-        `ConcurrentUseError` or `TornStateError`; after any of them parameters and state are what they were.
+        `ConcurrentUseError` or `TornStateError`; after any of them parameters and state are what they were. On a GPU,
+        `DeviceError`, also for what failed there since the last step.
         """
         with self._alone():  # a C lock in a `with`: no interrupt comes between taking it and the block
             if self._clock[_DIRTY]:
                 self._torn()
             if self._leaves and not all(map(is_, self._list(self.params), self._leaves)):
                 self._replaced()
+            if stream is not None:
+                stream = self._place.stream(stream)
             moved = self._gradients.read(grads)
             ready = self._plan
             if moved or ready is None or ready.epoch != threads.epoch:
-                ready = self._aim(ready)
-            ready.run(self._settings, self._clock)
+                ready = self._aim(ready, stream)
+            ready.run(self._settings, self._clock, stream)
             self._gradients.release()
 
-    def _aim(self, ready: plan.Plan | None) -> plan.Plan:
+    def prepare(self, *, stream: Any = None) -> None:
+        """Bring the hyperparameters of the next step, schedules evaluated, to the CUDA graphs that hold a step.
+
+        Call it before each replay if there are schedules, with the replay's `stream` if that is not the current one of
+        the arrays' library. `set` reaches graphs by itself, but waits for the device; step counts and bias corrections
+        are the device's own. Does nothing for parameters in host memory.
+        """
+        with self._alone():
+            stream = None if stream is None else self._place.stream(stream)
+            self._place.changed(self._settings, self._clock, stream, replay=True)
+
+    def _aim(self, ready: Any, stream: int | None = None) -> Any:
         """The plan for the gradients just read, its address tables filled in."""
-        gradients, clock = self._gradients, self._clock
-        if ready is None or ready.kinds != gradients.kinds or ready.epoch != threads.epoch:
-            missed = (clock[_T] - clock[_STEPS:]).tolist()
-            ready = plan.build(self._settings, self._segments, gradients.kinds, missed, self._touched, self._reading)
+        gradients = self._gradients
+        if ready is None or ready.kinds != gradients.kinds or ready.epoch != threads.epoch or ready.fixed(stream):
+            given = self._settings, self._segments, gradients.kinds, self._clock
+            ready = self._place.build(*given, self._touched, self._reading, stream)
             self._plan = None
             if self._reading == "exact":
                 gradients.by_rows |= self._touched.keys()
-        for launch in ready.launches:
-            launch.aim(gradients)
+        ready.aim(gradients)
         self._plan = ready
         gradients.settle()
         return ready
@@ -155,7 +178,17 @@ class Optimizer(Averages):
     @property
     def t(self) -> int:
         """Steps done. A parameter whose gradient was None at some of them has done fewer."""
-        return int(self._clock[_T])
+        return int(self._place.read(self._clock)[_T])
+
+    @property
+    def control(self) -> DeviceArray:
+        """On a GPU, float64 (3,): what the next steps multiply gradients by (1), skip if not 0 (0), and a free place.
+
+        Loss scaling and clipping write here, on the device, so that nobody waits for a number.
+        """
+        if not hasattr(self._place, "control"):
+            raise DeviceError("`control` is for parameters on a GPU; on the CPU scale gradients, or leave out a step.")
+        return self._place.control
 
     @property
     def torn(self) -> bool:
@@ -196,6 +229,7 @@ class Optimizer(Averages):
         """
         with self._alone():
             self._settings.update(pattern, hyper)
+            self._place.changed(self._settings, self._clock, None)
 
     # ---------------------------------------------------------------- state
     def catch_up(self) -> None:
@@ -214,7 +248,7 @@ class Optimizer(Averages):
         """State, step counts and hyperparameters as plain dicts, numbers and copies of arrays. Parameters are yours."""
         with self._alone():
             self._catch_up()
-            return state.save(self._settings, self._segments, self._clock)
+            return state.save(self._settings, self._segments, self._place.read(self._clock))
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take over what `state_dict` gave, by parameter path. Ends a torn state.
@@ -228,7 +262,7 @@ class Optimizer(Averages):
     def _take(self, saved: dict[str, Any]) -> None:
         if self._clock[_DIRTY] in (SHOWN, TURNING):
             self._refuse()
-        state.load(saved, self._settings, self._segments, self._clock)
+        state.load(saved, self._settings, self._segments, self._clock, self._place.write)
         self._plan = None
         self._touched.clear()  # what was saved had caught up
 
@@ -263,7 +297,7 @@ class Optimizer(Averages):
         if self._clock[_DIRTY] in (SHOWN, TURNING):
             self._refuse()
         raise TornStateError(
-            f"step {self.t + 1} of this {self.rule.name} optimizer was interrupted between two kernels: some "
+            f"step {self._clock[_T] + 1} of this {self.rule.name} optimizer was interrupted between two kernels: some "
             "parameters took it and some did not. Restore the parameters and call load_state_dict(...)."
         )
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 
-from fastopt.errors import ArrayTypeError, ConfigError, listing
+from fastopt.devices import place
+from fastopt.devices.array import DeviceArray
+from fastopt.devices.foreign import on_gpu, view
+from fastopt.errors import ArrayTypeError, ConfigError, DeviceError, listing
 from fastopt.params import FLOATS, Tree, foreign, survey, zeros
+
+_DEVICE_ALIGN = 256  # bytes: a GPU reads 16 at once only if they start at a multiple of 16
 
 
 class Views:
@@ -56,20 +62,22 @@ class Packed(Views):
     """Views, back to back, into one 64-byte aligned 1-d buffer, in the structure the parameters had.
 
     Attributes:
-        flat: the buffer, float32 or float64, of shape (number of elements,).
+        flat: the buffer, float32 or float64, of shape (number of elements,). On a GPU, where each view starts at a
+            multiple of 256 bytes, there is room between them, which holds zeros.
         grads: the same structure over a second buffer, zeros at first; `Optimizer.step()` reads it.
 
-    `params["w"] = x` copies `x` into the view. Copies and pickles of a `Packed` have buffers of their own.
+    `params["w"] = x` copies `x` into the view. Copies and pickles of a `Packed` have buffers of their own; on a GPU
+    there are none.
     """
 
-    def __init__(self, tree: Tree, shapes: list[tuple[int, ...]], flat: np.ndarray, grads: Packed | None):
-        ends = np.cumsum([0, *(int(np.prod(s, dtype=np.int64)) for s in shapes)])
-        leaves = iter([flat[a:b].reshape(s) for a, b, s in zip(ends, ends[1:], shapes, strict=False)])
+    def __init__(self, tree: Tree, shapes: list[tuple[int, ...]], flat: Any, grads: Packed | None):
+        sizes, starts, _ = _layout(shapes, flat.dtype, isinstance(flat, DeviceArray))
+        leaves = iter([flat[a : a + n].reshape(s) for a, n, s in zip(starts, sizes, shapes, strict=True)])
         self._tree, self._shapes, self._flat, self._grads = tree, shapes, flat, grads
         super().__init__(_views(tree, leaves)._items)
 
     @property
-    def flat(self) -> np.ndarray:
+    def flat(self) -> Any:
         return self._flat
 
     @property
@@ -83,7 +91,9 @@ class Packed(Views):
         return self._grads is not None
 
     def __repr__(self) -> str:
-        return f"<packed {self.flat.dtype} {', '.join(self._tree.names()[:8])}: {self.flat.size} elements>"
+        return (
+            f"<packed {self.flat.dtype} {', '.join(self._tree.names()[:8])}: {sum(map(prod, self._shapes))} elements>"
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         grads = None if self._grads is None else self._grads.flat
@@ -98,7 +108,15 @@ class PackedList(Packed, ListViews):
     """A `Packed` of a list, a tuple or a single array (then of length 1)."""
 
 
-def _views(tree: Tree, leaves: Iterator[np.ndarray]) -> Any:
+def _layout(shapes: list[tuple[int, ...]], dtype: np.dtype, device: bool) -> tuple[list[int], list[int], int]:
+    """How long the views are, where they start, and how long the buffer is."""
+    line = _DEVICE_ALIGN // dtype.itemsize if device else 1
+    sizes = [prod(s) for s in shapes]
+    *starts, end = np.cumsum([0, *(-(-n // line) * line for n in sizes)]).tolist()
+    return sizes, starts, end
+
+
+def _views(tree: Tree, leaves: Iterator[Any]) -> Any:
     if tree.kind == "leaf":
         return next(leaves)
     items = [_views(child, leaves) for child in tree.children]
@@ -116,21 +134,21 @@ def _assemble(tree: Tree, shapes: list[tuple[int, ...]], flat: np.ndarray, grads
     return kind(tree, shapes, own(flat), None if grads is None else kind(tree, shapes, own(grads), None))
 
 
-def pack(params: Any, *, dtype: Any = None) -> Packed:
+def pack(params: Any, *, dtype: Any = None, device: str = "auto") -> Packed:
     """Copy one array, or a list, tuple or nested dict of arrays, into one flat buffer; returns the structure of views.
 
     Arrays may have any layout. All must be float32, or all float64, unless `dtype` (one of the two) says what they
-    become. Raises `ConfigError` for an empty structure or another dtype, `ArrayTypeError` for a leaf that is no array.
+    become. `device`: "cuda" (or "cuda:1") puts the buffer on a GPU, "cpu" in host memory, "auto" where the arrays are.
+    From GPU to GPU neither dtype nor layout can change, and from a GPU to the host the copy is yours to make.
+
+    Raises `ConfigError` for an empty structure or another dtype, `ArrayTypeError` for a leaf that is no array,
+    `DeviceError` for a device that is not there.
     """
     tree, leaves = survey(params)
     tree = Tree("list", (0,), (tree,)) if tree.kind == "leaf" else tree
-    arrays = []
-    for name, leaf in zip(tree.names(), leaves, strict=True):
-        array = foreign(leaf, name)
-        if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray) or array.dtype.kind not in "fiu":
-            what = getattr(array, "dtype", type(leaf).__name__)
-            raise ArrayTypeError(f"parameter `{name}` is {what}; expected a NumPy array of real numbers.")
-        arrays.append(array)
+    names = tree.names()
+    gpu = place.room(device, leaves, names)
+    arrays = [_device(x, n, gpu) if on_gpu(x) else _host(x, n) for x, n in zip(leaves, names, strict=True)]
     if dtype is None:
         found = {a.dtype.newbyteorder("=") for a in arrays}
         if len(found) > 1 or not found <= set(FLOATS):
@@ -141,10 +159,35 @@ def pack(params: Any, *, dtype: Any = None) -> Packed:
         dtype = found.pop()
     elif np.dtype(dtype) not in FLOATS:
         raise ConfigError(f"pack: dtype {np.dtype(dtype)}; expected float32 or float64.")
-    flat = zeros(sum(a.size for a in arrays), dtype)
-    kind = PackedDict if tree.kind == "dict" else PackedList
+    dtype = np.dtype(dtype)
+    if wrong := [n for n, a in zip(names, arrays, strict=True) if isinstance(a, DeviceArray) and a.dtype != dtype]:
+        raise ConfigError(f"pack: `{wrong[0]}` on the GPU is not {dtype}; convert it first.")
     shapes = [a.shape for a in arrays]
-    packed = kind(tree, shapes, flat, kind(tree, shapes, zeros(flat.size, dtype), None))
-    for view, array in zip(survey(packed)[1], arrays, strict=True):
-        view[...] = array
+    _, _, size = _layout(shapes, dtype, gpu is not None)
+    make = zeros if gpu is None else gpu.zeros
+    kind = PackedDict if tree.kind == "dict" else PackedList
+    packed = kind(tree, shapes, make(size, dtype), kind(tree, shapes, make(size, dtype), None))
+    for target, array in zip(survey(packed)[1], arrays, strict=True):
+        target[...] = array
     return packed
+
+
+def _host(leaf: Any, name: str) -> np.ndarray:
+    array = foreign(leaf, name)
+    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray) or array.dtype.kind not in "fiu":
+        what = getattr(array, "dtype", type(leaf).__name__)
+        raise ArrayTypeError(f"parameter `{name}` is {what}; expected a NumPy array of real numbers.")
+    return array
+
+
+def _device(leaf: Any, name: str, gpu: Any) -> DeviceArray:
+    if gpu is None:
+        raise DeviceError(f"`{name}` lives on a GPU ({type(leaf).__name__}), and device is 'cpu'; copy it first.")
+    v = view(leaf, gpu.driver)
+    if v.device != gpu.device and v.address:
+        raise DeviceError(
+            f"pack: `{name}` is on cuda:{v.device}, the buffer on cuda:{gpu.device}; copy it there first."
+        )
+    if not v.contiguous:
+        raise ArrayTypeError(f"pack: `{name}` of shape {v.shape} is not C-contiguous; pass a contiguous copy.")
+    return DeviceArray(gpu.driver, gpu.device, v.address, v.shape, v.dtype, leaf)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.errors import ArrayTypeError, ConfigError, DeviceError, GradientError, hint, listing
+from fastopt.errors import ArrayTypeError, ConfigError, DeviceError, FastoptError, GradientError, hint, listing
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 ALIGN = 64  # bytes: a cache line, and the widest vector register
@@ -118,19 +118,34 @@ def survey(params: Any, prefix: str = "") -> tuple[Tree, list[Any]]:
 
 
 # -------------------------------------------------------------------- arrays
-def foreign(x: Any, name: str) -> Any:
-    """A NumPy view of another library's array on the CPU (PyTorch, anything with `__array_interface__` or DLPack)."""
+_HOST = (1, 3, 8, 11, 13)  # DLPack's devices whose memory a CPU reads: its own, pinned, Metal's, managed
+
+
+def foreign(x: Any, name: str, wrong: type[FastoptError] = ArrayTypeError) -> Any:
+    """A NumPy view of another library's array on the CPU: PyTorch, JAX, TensorFlow, buffers, anything with DLPack."""
     if isinstance(x, np.ndarray):
         return x
-    if hasattr(x, "__cuda_array_interface__") or getattr(getattr(x, "device", None), "type", "cpu") not in ("cpu",):
-        raise DeviceError(
-            f"`{name}` lives on a GPU ({type(x).__name__}); this version of fastopt updates CPU memory only."
-        )
+    kind = getattr(getattr(x, "device", None), "type", "cpu")
+    if kind != "cpu" or hasattr(x, "__cuda_array_interface__") or _dlpack_device(x) not in _HOST:
+        raise DeviceError(f"`{name}` lives on a GPU ({type(x).__name__}); expected an array in host memory.")
     x = x.detach() if hasattr(x, "detach") else x  # a PyTorch tensor that requires grad refuses to share its memory
-    for attribute in ("__array_interface__", "__array__", "__dlpack__"):
-        if hasattr(x, attribute):
-            return np.from_dlpack(x) if attribute == "__dlpack__" else np.asarray(x)
-    return x
+    try:
+        for attribute in ("__array_interface__", "__array__", "__dlpack__"):
+            if hasattr(x, attribute):
+                return np.from_dlpack(x) if attribute == "__dlpack__" else np.asarray(x)
+    except (TypeError, ValueError, BufferError, RuntimeError) as error:
+        raise wrong(f"`{name}`: NumPy cannot read this {type(x).__name__}: {error}") from error
+    if isinstance(x, np.generic | str | bytes | list | tuple | dict):
+        return x
+    try:
+        return np.asarray(memoryview(x))
+    except (TypeError, ValueError, BufferError):
+        return x
+
+
+def _dlpack_device(x: Any) -> int:
+    ask = getattr(x, "__dlpack_device__", None)
+    return 1 if ask is None else int(ask()[0])
 
 
 def parameter(x: Any, name: str) -> np.ndarray:
@@ -167,7 +182,7 @@ def parameter(x: Any, name: str) -> np.ndarray:
 
 def gradient(x: Any, like: np.ndarray, name: str) -> np.ndarray:
     """`x` as an array that a kernel can read beside `like`: itself where possible, else a plain copy."""
-    g = foreign(x, name)
+    g = foreign(x, f"gradient of {name}", GradientError)
     if isinstance(g, float | int | np.floating) and like.ndim == 0:
         g = np.asarray(g, like.dtype)
     if not isinstance(g, np.ndarray) or isinstance(g, np.ma.MaskedArray):
@@ -184,10 +199,10 @@ def gradient(x: Any, like: np.ndarray, name: str) -> np.ndarray:
     return np.require(np.asarray(g), g.dtype.newbyteorder("="), ("C", "A"))
 
 
-def check_overlap(arrays: list[np.ndarray], names: tuple[str, ...]) -> None:
+def check_overlap(spans: Sequence[tuple[int, int]], names: tuple[str, ...]) -> None:
     """Raise `ConfigError` if two parameters share memory: a kernel would update the shared part twice."""
-    spans = sorted((a.ctypes.data, a.ctypes.data + a.nbytes, n) for a, n in zip(arrays, names, strict=True) if a.size)
-    for (_, end, first), (start, _, second) in pairwise(spans):
+    found = sorted((start, end, n) for (start, end), n in zip(spans, names, strict=True) if start < end)
+    for (_, end, first), (start, _, second) in pairwise(found):
         if start < end:
             raise ConfigError(
                 f"parameters `{first}` and `{second}` share memory; give each array once, or a copy of it."

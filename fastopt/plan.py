@@ -28,28 +28,21 @@ from fastopt.touched import lowered as rows_of
 class Segment:
     """One parameter array as kernels see it: `buffers` are p, then its states, by name (g comes with each step)."""
 
-    array: np.ndarray
+    array: Any  # ndarray, or DeviceArray
     row: int  # in Settings
     lowered: Lowered
-    state: dict[str, np.ndarray]
+    state: dict[str, Any]
     key: int  # of its random numbers
 
 
-@dataclass(eq=False)
-class Launch:
-    """The segments of a step that share a lowered rule, a parameter dtype and a gradient dtype: one kernel a pass."""
+@dataclass(eq=False, kw_only=True)
+class Rows:
+    """The rows of `hyper` of a launch."""
 
-    kernels: tuple[Callable[..., None], ...]
-    parallel: bool
-    stages: tuple[_Stage, _Stage]  # of all columns, and of those that change with t
+    stages: tuple[Stage, Stage]  # of all columns, and of those that change with t
     rows: list[tuple[int, int]]  # (row of Settings, steps its segments have missed): a row of `hyper` each
-    tasks: np.ndarray
-    work: np.ndarray
-    addresses: np.ndarray
     hyper: np.ndarray
-    reduced: tuple[np.ndarray, ...]  # what kernels with totals take besides: parameters, reduced, partials, lanes
-    temporary: list[dict[str, np.ndarray]]  # keeps alive what `addresses` points to
-    products: list[list[scratch.Product]]  # the calls of functions of matrices after each pass
+    values: list[list[Any]] = field(default_factory=list)  # of the schema, then `maximize`, as they were written last
     _fixed: list[list[Any] | None] = field(default_factory=list)  # values of the rows without schedules
     _version: int = -1  # of the settings they are from
 
@@ -57,12 +50,13 @@ class Launch:
         """Bring the columns of every row to step `t`. Raises `ConfigError` and launches nothing."""
         if self._version != settings.version:
             self._fixed, self._version = [None] * len(self.rows), settings.version
+            self.values = [[] for _ in self.rows]
         every, timed = self.stages
         for k, (row, missed) in enumerate(self.rows):
             values = self._fixed[k]
             stage = timed if values is not None else every
             if values is None:
-                values = settings.evaluate(row, t)
+                values = self.values[k] = settings.evaluate(row, t)
             try:
                 columns = stage.evaluate(*values, t - missed)
                 if math.isfinite(sum(columns)):
@@ -76,6 +70,20 @@ class Launch:
                 reason = str(error)
             shown = ", ".join(f"{n}={v!r}" for n, v in zip(settings.schema(row), values, strict=True))
             raise ConfigError(f"`{settings.rules[row].name}` cannot be evaluated at step {t} with {shown}: {reason}.")
+
+
+@dataclass(eq=False, kw_only=True)
+class Launch(Rows):
+    """The segments of a step that share a lowered rule, a parameter dtype and a gradient dtype: one kernel a pass."""
+
+    kernels: tuple[Callable[..., None], ...]
+    parallel: bool
+    tasks: np.ndarray
+    work: np.ndarray
+    addresses: np.ndarray
+    reduced: tuple[np.ndarray, ...]  # what kernels with totals take besides: parameters, reduced, partials, lanes
+    temporary: list[dict[str, np.ndarray]]  # keeps alive what `addresses` points to
+    products: list[list[scratch.Product]]  # the calls of functions of matrices after each pass
 
     def aim(self, gradients: Gradients) -> None:
         """Take in where the gradients are."""
@@ -180,7 +188,15 @@ class Plan:
     calls: list[tuple[Launch, int]]  # (launch, pass), in order: a total over all parameters is known to every launch
     written: int = -1  # the version of the settings that `hyper` holds, or -1
 
-    def run(self, settings: Settings, clock: np.ndarray) -> None:
+    def fixed(self, stream: Any) -> bool:
+        """Must other gradients have a plan of their own?"""
+        return False
+
+    def aim(self, gradients: Gradients) -> None:
+        for launch in self.launches:
+            launch.aim(gradients)
+
+    def run(self, settings: Settings, clock: np.ndarray, stream: Any = None) -> None:
         if self.written != settings.version:
             t = int(clock[0]) + 1
             for launch in self.launches:
@@ -235,13 +251,15 @@ def _launches(
         if settings.names[k] not in touched:
             steps = np.zeros(len(array) if reading == "exact" else 0, np.int64) if steps is None else steps
             touched[settings.names[k]] = Touched(array, reading, steps)
-    # shared by the launches; rows of parameters that take no part stay 0
-    slots = max((lowered.slots for _, lowered, *_ in (*alike, *apart.values())), default=0)
-    reduced = np.zeros((len(segments), slots), np.float64)
-    launches = [_launch(segments, members, missed, reduced, *which) for which, members in alike.items()]
+    # shared by a rule's launches, whose totals over all it adds up; rows of parameters that take no part stay 0
+    slots: dict[Rule, int] = {}
+    for rule, low, *_ in (*alike, *apart.values()):
+        slots[rule] = max(slots.get(rule, 0), low.slots)
+    reduced = {rule: np.zeros((len(segments), n)) for rule, n in slots.items()}
+    launches = [_launch(segments, members, missed, reduced[which[0]], *which) for which, members in alike.items()]
     for k, which in apart.items():
         mine = touched[settings.names[k]]
-        whole = vars(_launch(segments, [k], missed, reduced, *which, mine))
+        whole = vars(_launch(segments, [k], missed, reduced[which[0]], *which, mine))
         rule, low, dtype, gradient = which
         mine.launch = RowsLaunch(
             **whole,
@@ -286,7 +304,7 @@ def _launch(
     return Launch(
         kernels=cpu.kernels(rule.name, lowered, dtype, gradient, n_threads > 1),
         parallel=n_threads > 1,
-        stages=_stages(tuple(rule.schema), lowered, dtype),
+        stages=stages(tuple(rule.schema), lowered, dtype),
         rows=list(rows),
         tasks=tasks,
         work=work,
@@ -300,7 +318,7 @@ def _launch(
     )
 
 
-class _Stage(NamedTuple):
+class Stage(NamedTuple):
     """Neighbouring columns of `hyper`: the functions that compute and write them, rounded to `hyper`'s dtype."""
 
     names: tuple[str, ...]
@@ -310,17 +328,17 @@ class _Stage(NamedTuple):
 
 
 @lru_cache(maxsize=512)
-def _stages(schema: tuple[str, ...], lowered: Lowered, dtype: np.dtype) -> tuple[_Stage, _Stage]:
+def stages(schema: tuple[str, ...], lowered: Lowered, dtype: np.dtype) -> tuple[Stage, Stage]:
     """All columns of a row, and the last ones alone, which change with t."""
     expressions = ("-1.0 if maximize else 1.0", *(c.expression for c in lowered.columns))
 
-    def stage(first: int) -> _Stage:
+    def stage(first: int) -> Stage:
         chosen = expressions[first:]
         # expressions that lower.py wrote from the rule's own syntax tree
         # "=": unlike the native format, it raises for a number that the dtype cannot hold
         function = eval(
             f"lambda {', '.join((*schema, 'maximize', 't'))}: ({''.join(f'{e}, ' for e in chosen)})", dict(NUMBERS)
         )
-        return _Stage(chosen, function, struct.Struct(f"={len(chosen)}{dtype.char}").pack_into, first * dtype.itemsize)
+        return Stage(chosen, function, struct.Struct(f"={len(chosen)}{dtype.char}").pack_into, first * dtype.itemsize)
 
     return stage(0), stage(len(expressions) - lowered.timed)

@@ -153,10 +153,8 @@ class Rule:
     def _signature(self) -> inspect.Signature:
         kind = inspect.Parameter.KEYWORD_ONLY
         own = [inspect.Parameter(n, kind, default=h.default) for n, h in self.schema.items()]
-        common = [
-            inspect.Parameter(n, kind, default=d)
-            for n, d in (("maximize", False), ("groups", ()), ("device", "auto"), ("sparse", "lazy"))
-        ]
+        given = {"maximize": False, "groups": (), "device": "auto", "precise": False, "sparse": "lazy"}
+        common = [inspect.Parameter(n, kind, default=d) for n, d in given.items()]
         return inspect.Signature([inspect.Parameter("params", inspect.Parameter.POSITIONAL_ONLY), *own, *common])
 
     def __call__(self, params: Any, *more: Any, **options: Any) -> Optimizer:

@@ -1,7 +1,7 @@
 """What a launch needs for the length of a step: matrices, sums, numbers between passes. Sized once, with the plan."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,18 +27,18 @@ class Product(NamedTuple):
             self.function.run(x, states, numbers, self.work)
 
 
-def step(lowered: Lowered, array: np.ndarray) -> int:
-    """Elements of a chunk. One of a rule that looks at rows holds whole ones, and there are at most 64.
+def step(lowered: Lowered, array: Any, chunk: int = CHUNK) -> int:
+    """Elements of a chunk: `chunk`. One of a rule that looks at rows holds whole ones, and there are at most 64.
 
     Each chunk has its part of the sums of columns, so that many times a row is what they take.
     """
     if not lowered.shaped:
-        return CHUNK
+        return chunk
     rows, columns = array.shape
     return max(1, columns) * max(1, CHUNK // max(1, columns), -(-rows // 64))
 
 
-def buffers(lowered: Lowered, arrays: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+def buffers(lowered: Lowered, arrays: Sequence[Any], zeros: Callable[[int, Any], Any] = zeros) -> list[dict[str, Any]]:
     """Per parameter, the buffers by name that live for a step; see `Lowered.between` for all but the matrices."""
     shapes = {s: [a.shape for a in arrays] for s in lowered.scratch}
     for name, level in lowered.between.items():
@@ -46,7 +46,7 @@ def buffers(lowered: Lowered, arrays: Sequence[np.ndarray]) -> list[dict[str, np
             sides = [a.shape[level is Level.COLUMN] for a in arrays]
             parts = [max(1, -(-a.size // step(lowered, a))) if name.startswith("partial") else 1 for a in arrays]
             shapes[name] = [(n * k,) for n, k in zip(sides, parts, strict=True)]
-    found: list[dict[str, np.ndarray]] = [{} for _ in arrays]
+    found: list[dict[str, Any]] = [{} for _ in arrays]
     for name, sizes in shapes.items():
         ends = np.cumsum([0, *(int(np.prod(s)) for s in sizes)])
         flat = zeros(int(ends[-1]), np.float64 if name in lowered.between else arrays[0].dtype)
@@ -55,7 +55,7 @@ def buffers(lowered: Lowered, arrays: Sequence[np.ndarray]) -> list[dict[str, np
     return found
 
 
-def plain(lowered: Lowered, array: np.ndarray, key: int) -> dict[str, int]:
+def plain(lowered: Lowered, array: Any, key: int) -> dict[str, int]:
     """The numbers among the addresses."""
     shape = {"columns": array.shape[1], "step": step(lowered, array)} if lowered.shaped else {}
     return {"g": 0, "key": key, **shape}
@@ -67,12 +67,17 @@ def tables(
     """What kernels with numbers take besides, if there are any: see their signature in `targets.cpu`."""
     if not lowered.slots:
         return ()
+    totals = text.totals(lowered)
+    lanes = np.zeros((n_tasks, totals, loops.BLOCK))
+    return parameters(work, arrays), reduced, np.zeros((len(work), totals)), lanes
+
+
+def parameters(work: np.ndarray, arrays: Sequence[Any]) -> np.ndarray:
+    """A row per parameter: segment, group, its chunks' bounds, elements, rows, columns."""
     first = np.flatnonzero(work[:, 0] == 0)
     bounds = np.append(first, len(work))
     sizes = np.array([(a.size, *(a.shape if a.ndim == 2 else (0, 0))) for a in arrays])
-    parameters = np.column_stack([work[first, 2:], bounds[:-1], bounds[1:], sizes]).astype(np.uint64)
-    totals = text.totals(lowered)
-    return parameters, reduced, np.zeros((len(work), totals)), np.zeros((n_tasks, totals, loops.BLOCK))
+    return np.column_stack([work[first, 2:], bounds[:-1], bounds[1:], sizes]).astype(np.uint64)
 
 
 def products(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,9 @@ FORMAT = 1
 ROW_STEPS = "row_steps"  # int64 (n_rows,): the steps of each row, where rows count their own
 
 
-def allocate(settings: Settings, owned: Sequence[np.ndarray]) -> tuple[list[Segment], list[np.ndarray]]:
+def allocate(
+    settings: Settings, owned: Sequence[Any], zeros: Callable[[int, np.dtype], Any] = zeros
+) -> tuple[list[Segment], list[Any]]:
     """A segment per parameter, and the flat buffers their states are views of, one per state and dtype."""
     lowered = [settings.lowered(k, a) for k, a in enumerate(owned)]
     for k, (name, low, a) in enumerate(zip(settings.names, lowered, owned, strict=True)):
@@ -29,7 +31,7 @@ def allocate(settings: Settings, owned: Sequence[np.ndarray]) -> tuple[list[Segm
                 f"parameter `{name}` of shape {a.shape} is no matrix, as `{settings.rule(k).name}` needs; give it a "
                 f"group with another rule: groups=[fastopt.Group({name!r}, rule=fastopt.adamw)]."
             )
-    states: list[dict[str, np.ndarray]] = [{} for _ in owned]
+    states: list[dict[str, Any]] = [{} for _ in owned]
     flats = []
     for name in settings.states:
         kinds = [_kind(name, low, a) for low, a in zip(lowered, owned, strict=True)]
@@ -56,7 +58,7 @@ def allocate(settings: Settings, owned: Sequence[np.ndarray]) -> tuple[list[Segm
     return [Segment(*row) for row in rows], flats
 
 
-def _kind(name: str, lowered: Lowered, param: np.ndarray) -> tuple[np.dtype, tuple[int, ...]] | None:
+def _kind(name: str, lowered: Lowered, param: Any) -> tuple[np.dtype, tuple[int, ...]] | None:
     """The dtype and the shape of a parameter's state; None if it has no such state."""
     if name not in lowered.state:
         return None
@@ -73,7 +75,7 @@ def _kind(name: str, lowered: Lowered, param: np.ndarray) -> tuple[np.dtype, tup
     return param.dtype, param.shape
 
 
-def _start(view: np.ndarray, settings: Settings, name: str, k: int, param: np.ndarray) -> None:
+def _start(view: Any, settings: Settings, name: str, k: int, param: Any) -> None:
     start = settings.rule(k).init.get(name, 0.0)
     if start == "p":
         view[...] = param
@@ -107,7 +109,13 @@ def save(settings: Settings, segments: Sequence[Segment], clock: np.ndarray, *, 
     }
 
 
-def load(saved: Any, settings: Settings, segments: Sequence[Segment], clock: np.ndarray) -> None:
+def load(
+    saved: Any,
+    settings: Settings,
+    segments: Sequence[Segment],
+    clock: np.ndarray,
+    write: Callable[[np.ndarray], None],
+) -> None:
     """Take over what `save` gave: all of it, or, with a `CheckpointError` that lists every difference, nothing."""
     problems, pairs = differences(saved, settings, segments)
     if problems:
@@ -122,6 +130,7 @@ def load(saved: Any, settings: Settings, segments: Sequence[Segment], clock: np.
         target[...] = a
     clock[2:] = [saved["steps"][n] for n in settings.names]
     clock[0] = saved["t"]
+    write(clock)  # to where kernels read it
     clock[1] = 0
 
 

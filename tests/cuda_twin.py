@@ -1,21 +1,38 @@
 """An optimizer whose steps are taken by its CUDA kernels, executed as PTX on the tables of a CPU launch."""
 
+from functools import cache
+
 import numpy as np
 import ptx as interpreter
+import pytest
 
 import fastopt as fo
+from fastopt.errors import DeviceError
 from fastopt.lower import lower
-from fastopt.targets import cuda
+from fastopt.schema import MATRIX
+from fastopt.targets import cuda, toolkit
+
+try:
+    toolkit.require()
+    MISSING = ""
+except DeviceError as error:
+    MISSING = str(error)
+needs_numba_cuda = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 CAPABILITY = (9, 0)
+F4, F8 = np.dtype("f4"), np.dtype("f8")
 
 
 def variants(rules):
-    """(rule, switches): none on, all on, and each alone."""
+    """(rule, switches): all off, all on, and for matrices alone."""
     for rule in rules:
-        n = len(rule.switches)
-        truths = [(False,) * n, (True,) * n, *(tuple(i == k for i in range(n)) for k in range(n))]
+        matrix = tuple(n == MATRIX for n in rule.switches)
+        truths = [(False,) * len(matrix), (True,) * len(matrix), matrix]
         yield from ((rule, tuple(zip(rule.switches, truth, strict=True))) for truth in dict.fromkeys(truths))
+
+
+def chosen(rule, **on):
+    return tuple((n, on.get(n, False)) for n in rule.switches)
 
 
 def label(variant):
@@ -46,6 +63,50 @@ def shifted(array):
     return view
 
 
+SIZES = (0, 1, 3, 8, 31, 70, 131)
+SHAPES = ((0, 3), (3, 5), (7, 8), (1, 70), (33, 1), (5, 24))
+
+
+def make(variant, dtypes=(F4, F4), sizes=None, seed=0, steps=2):
+    """Parameters (ragged, some misaligned, in two groups), the gradients of some steps, and an optimizer.
+
+    The last parameter is to be misaligned with all that belongs to it, see `Twin`: its name is "together".
+    """
+    rule, on = variant
+    of_p, of_g = dtypes
+    rng = np.random.default_rng(seed)
+    shapes = sizes or (SHAPES if matrices(rule, on) else [(n,) for n in SIZES])
+    names = [f"{'odd' if k % 3 == 2 else 'even'}{k}" for k in range(len(shapes) - 1)] + ["together"]
+    params, grads = {}, [{} for _ in range(steps)]
+    for name, shape in zip(names, shapes, strict=True):
+        place = shifted if name.startswith("odd") else np.array
+        params[name] = place(rng.standard_normal(shape).astype(of_p))
+        for g in grads:
+            g[name] = place(rng.standard_normal(shape).astype(of_g))
+    # also squares below the normal range
+    some = grads[0][names[-2]].reshape(-1)[:6]
+    some[:] = np.array([0, np.inf, -np.inf, np.nan, 1e-30, -1e-30])[: some.size]
+    other = fo.Group("*[36]", **({"lr": 0.03} if "lr" in rule.schema else {}), maximize=True)
+    try:
+        return params, grads, rule(params, groups=[other], **options(rule, on))
+    except fo.ConfigError as error:
+        pytest.skip(f"no such variant: {error}")
+
+
+def compare(opt, twin, same):
+    """Parameters, states and clocks of two optimizers, by `same(a, b, what)`."""
+    for name, p in opt.params.items():
+        same(p, twin.params[name], name)
+        for state, of in opt.state.items():
+            if of[name] is not None:
+                same(of[name], twin.state[state][name], f"{state} of {name}")
+    assert opt._clock.tolist() == twin._clock.tolist()
+
+
+def same_bits(a, b, what):
+    assert a.tobytes() == b.tobytes(), f"{what}: {np.sum(a != b)} of {a.size} differ"
+
+
 class Twin:
     """An optimizer on a dict of arrays, and how its CUDA kernels are launched.
 
@@ -70,18 +131,21 @@ class Twin:
         for launch in ready.launches:
             launch.write_hyper(opt._settings, opt.t + 1)
         for q in range(max(len(lowered.passes) for lowered, *_ in work)):
-            for (lowered, *tables), launch in zip(work, ready.launches, strict=True):
-                self.launch(lowered, q, launch, *tables)
+            for kinds in ("gather",), ("numbers", "kernel"):
+                for (lowered, *tables), launch in zip(work, ready.launches, strict=True):
+                    self.launch(lowered, q, kinds, launch, *tables)
+                if kinds == ("gather",):
+                    self.link(q, work)
         for _, _, _, _, moved in work:
             for original, copy in moved:
                 original[...] = copy
         live = np.array([bool(kind) for kind in ready.kinds], np.uint64)
-        module = clock_module(opt, int(ready.launches[0].work[0, 2]))
-        self.run(module, "epilogue", [len(live)], [live, self.clock, self.control], [], 1, 32)
+        tables = [live, self.clock, self.control]
+        interpreter.run(epilogue(), [len(live), *(t.ctypes.data for t in tables)], tables, 1, 32)
         opt._gradients.release()
 
     def prepare(self, launch, grads):
-        """The lowered rule, the generated module, the kernels' tables, all arrays they point to, and which are copies."""
+        """The lowered rule, its module, the kernels' tables, the arrays they point to, and which of them are copies."""
         opt, members = self.opt, list(dict.fromkeys(launch.work[:, 2].tolist()))
         segment, gradient = opt._segments[members[0]], np.dtype(opt._gradients.kinds[members[0]])
         lowered = segment.lowered
@@ -105,17 +169,25 @@ class Twin:
         tables = [launch.work, table, launch.hyper, self.control, self.clock, parameters, reduced, partials]
         return lowered, module, tables, arrays, moved
 
-    def launch(self, lowered, q, launch, module, tables, arrays, moved):
-        """Pass `q` of a launch."""
+    def link(self, q, work):
+        """Totals over all parameters: those of several launches are added up, as a runtime has to."""
+        for k in {k for _, module, *_ in work for k in module.EVERYWHERE.get(f"gather_{q}", ())}:
+            partials = [tables[7] for _, _, tables, _, _ in work]
+            whole = sum(p[0, k] for p in partials)
+            for p in partials:
+                p[0, k] = whole
+
+    def launch(self, lowered, q, kinds, launch, module, tables, arrays, moved):
+        """Kernels of pass `q` of a launch."""
         counts = [len(tables[0]), len(tables[5])]
         for name, _, _, grid in module.LAUNCHES:
-            if (name == "kernel" and q == 0) or name.endswith(f"_{q}"):
+            if name.split("_")[0] in kinds and (name.endswith(f"_{q}") or (name == "kernel" and q == 0)):
                 blocks = {"chunks": self.blocks, "parameters": max(1, self.blocks - 1), "one": 1}[grid]
                 threads = cuda.THREADS if lowered.slots else self.threads
                 widest = self.run(module, name, counts, tables, arrays, blocks, threads)
                 if grid == "chunks":
                     self.widest = {k: max(v, widest[k]) for k, v in self.widest.items()}
-        for product in launch.products[q] if q < len(launch.products) else ():
+        for product in launch.products[q] if "kernel" in kinds and q < len(launch.products) else ():
             product.run(launch.hyper)
 
     def run(self, module, name, counts, tables, arrays, blocks, threads):
@@ -138,6 +210,13 @@ class Twin:
             launch.write_hyper(opt._settings, opt.t + 1)
             found.append((hyper, launch.hyper))
         return found
+
+
+@cache
+def epilogue():
+    """Its PTX, the same for every rule."""
+    module = cuda.clock("sgd", tuple(fo.sgd.schema), lower(fo.sgd, chosen(fo.sgd)), F4)
+    return cuda.ptx(module, "epilogue", CAPABILITY, precise=True)
 
 
 def clock_module(opt, k):

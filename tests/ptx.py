@@ -144,7 +144,7 @@ class Frame:
         kind = TYPES[_CLASSES[re.match(r"%([a-z]+)\d+", register)[1]]]
         values = np.asarray(values)
         if values.dtype != kind:
-            same = values.dtype.itemsize == kind.itemsize and kind != bool
+            same = values.dtype.itemsize == kind.itemsize and kind.kind != "b"
             values = values.view(kind) if same else values.astype(kind)
         if register not in self.registers:
             self.registers[register] = np.zeros(self.n, kind)

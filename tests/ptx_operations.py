@@ -41,7 +41,7 @@ def fma(x: Any, y: Any, z: Any) -> np.ndarray:
 
 def _reciprocal(op: list[str], x: np.ndarray) -> np.ndarray:
     found = x.dtype.type(1) / x
-    if "approx" in op:  # 20 bits; the code refines them
+    if "approx" in op and x.dtype == np.float64:  # 20 bits; the code refines them
         return (np.asarray(found).view(np.uint64) & np.uint64(0xFFFFFFFF00000000)).view(np.float64)
     return found
 
@@ -113,6 +113,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "neg": lambda op, x: np.negative(x),
     "copysign": lambda op, x, y: np.copysign(y, x),  # the sign comes first
     "sqrt": lambda op, x: np.sqrt(x),
+    "ex2": lambda op, x: np.exp2(x),
+    "lg2": lambda op, x: np.log2(x),
     "setp": _compare,
     "selp": lambda op, x, y, p: np.where(p, x, y),
 }

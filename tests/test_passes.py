@@ -132,6 +132,13 @@ def test_a_total_over_all_crosses_parameters_dtypes_and_groups():
         np.testing.assert_allclose(p[n], 1 - rate * (k + 1) / whole, rtol=1e-6)
 
 
+def test_a_total_over_all_is_over_the_parameters_of_its_own_rule():
+    """Another rule's totals are other sums, though they may stand in the same column."""
+    p = {"a": np.ones(4, np.float32), "b": np.full(9, 3, np.float32)}
+    everywhere(p, lr=1.0, groups=[fo.Group("b", rule=trust)]).step({n: np.ones_like(a) for n, a in p.items()})
+    np.testing.assert_allclose(p["a"], 1 - 1 / 2, rtol=1e-6)
+
+
 @pytest.mark.parametrize("rule", [trust, chained, factored, by_rows, everywhere], ids=lambda r: r.name)
 def test_totals_have_the_same_bits_for_any_thread_count(rule):
     shape = (2000, 1100)  # above the size from which steps use threads

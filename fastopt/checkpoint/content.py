@@ -49,7 +49,10 @@ def captured(opt: Optimizer, params: bool, extra: Any) -> Iterator[memoryview]:
         tensors[name] = a.copy()
     with opt._alone():
         opt._catch_up()
-        saved, settings = state.save(opt._settings, opt._segments, opt._clock, params=params), opt._settings
+        saved, settings = (
+            state.save(opt._settings, opt._segments, opt._place.read(opt._clock), params=params),
+            opt._settings,
+        )
         run = {
             "fastopt": fastopt.__version__,
             "groups": {p: _group(settings, k) for k, p in enumerate(settings.patterns)},

@@ -32,7 +32,7 @@ from numba import cuda, types
 real = np.{dtype}
 wide = np.float64  # numbers and sums
 tiny = np.finfo(real).tiny
-
+{constants}
 
 @cuda.jit(device=True)
 def flush(x):
@@ -67,10 +67,11 @@ def source(
 ) -> str:
     """The text of the kernels of a lowered rule for parameters of `dtype` and gradients of another (or the same).
 
-    With the names of the rule's hyperparameters, also that of the kernels that keep `hyper` and the clock.
+    With the names of the rule's hyperparameters, also that of the kernels that keep `hyper` and the clock. Raises
+    `DeviceError` for gradients of rows.
     """
-    if lowered.noises:
-        raise DeviceError(f"`{rule}` draws random numbers; the CUDA target cannot do that yet.")
+    if lowered.touched:
+        raise DeviceError(f"`{rule}` is given gradients of rows, which the CUDA target cannot take; make them dense.")
     of = text.dtypes(lowered, dtype, gradient)
     totals = text.totals(lowered)
     kernels, launches, everywhere = [], [], {}
@@ -84,13 +85,14 @@ def source(
         launches += [f'    ("{n}", {n}, SIGNATURE, "{grid}"),' for n, body, grid in made if body]
         if found := cuda_numbers.everywhere(q):
             everywhere[f"gather_{k}"] = tuple(found)
-    whole = "".join(kernels)
+    whole, constants = text.unsigned("".join(kernels))
     found = _MODULE.format(
         title=f"{rule}: {dtype} parameters, {gradient} gradients",
         columns=text.legend(lowered),
         imports=text.imports(lowered),
         helpers=_helpers(whole),
         dtype=dtype,
+        constants=constants,
         functions=text.functions(lowered, "@cuda.jit(device=True)"),
         kernels=whole,
         buffers=", ".join(of),
@@ -107,7 +109,11 @@ def _helpers(kernels: str) -> str:
     words = text.words([kernels])
     accesses = [f"{d}_{what}" for d in ("float32", "float64") for what in ("load", "store")]
     lines = ""
-    for module, names in (("cuda_sums", ["block_total", "fold"]), ("vectors", accesses)):
+    for module, names in (
+        ("cuda_sums", ["block_total", "fold"]),
+        ("noise", ["noise_key", "normal"]),
+        ("vectors", accesses),
+    ):
         if used := [n for n in names if n in words]:
             lines += f"from fastopt.targets.{module} import {', '.join(used)}\n"
     return lines

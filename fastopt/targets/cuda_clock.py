@@ -72,7 +72,7 @@ LAUNCHES = (
 )
 """
 _BIAS_CORRECTION = """\
-def bias_correction(beta, t):
+def bias_correction_(beta, t):
     return -expm1(t * log(beta)) if beta > 0 and beta < 1 else 1 - beta**t"""
 
 
@@ -80,12 +80,12 @@ def source(rule: str, schema: tuple[str, ...], lowered: Lowered, dtype: np.dtype
     """The text of both; `schema`: the names of the rule's hyperparameters, in order."""
     expressions = [ast.unparse(_Floats().visit(ast.parse(c.expression, mode="eval"))) for c in lowered.columns]
     called = {n for e in expressions for n in re.findall(r"(\w+)\(", e)}
-    if "bias_correction" in called:
+    if "bias_correction_" in called:
         called |= {"expm1", "log"}
     if "cbrt" in called:
         called |= {"copysign"}
-    own = [math.SCALAR[n] for n in math.SCALAR if n in called]
-    own += [_BIAS_CORRECTION] if "bias_correction" in called else []
+    own = [body for n, body in (math.SCALAR | math.OF_NUMBERS).items() if n in called]
+    own += [_BIAS_CORRECTION] if "bias_correction_" in called else []
     library = [n for n in math.LIBM if n in called]
     names = text.names(lowered)
     return _MODULE.format(

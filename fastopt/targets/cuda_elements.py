@@ -54,16 +54,26 @@ class Elements:
         return stores + [f"wide({value})" for _, value in self.q.totals]
 
     @property
-    def columns(self) -> list[tuple[int, str]]:
-        """(k, name) of the columns of `hyper` that the statements name."""
+    def noises(self) -> list[tuple[str, str]]:
+        """(key, its seed) of the random numbers that the statements draw."""
         named = text.words([*self._lines, *self._results])
+        return [(key, seed) for key, seed in self.lowered.noises if key in named]
+
+    def columns(self, *more: str) -> list[tuple[int, str]]:
+        """(k, name) of the columns of `hyper` that the statements, or these lines, name."""
+        named = text.words([*self._lines, *self._results, *more])
         return [(k, n) for k, n in enumerate(text.names(self.lowered)) if n in named]
 
+    @property
+    def _constants(self) -> list[str]:
+        """What the function is given besides elements, numbers and, for random numbers, the index."""
+        return [n for _, n in self.columns()] + [key for key, _ in self.noises]
+
     def function(self) -> str:
-        given = [local for local, _ in self.q.loads] + [n.name for n in self.q.uses] + [n for _, n in self.columns]
+        given = [local for local, _ in self.q.loads] + [n.name for n in self.q.uses] + self._constants
         return _UPDATE.format(
             name=self.name,
-            arguments=", ".join(given),
+            arguments=", ".join(given + ["i"] * bool(self.noises)),
             body=text.indent(self._lines or ["pass"], 4),
             results=listing(self._results),
         )
@@ -75,7 +85,7 @@ class Elements:
         for k in range(n):
             given = [f"{local}_in[{k}]" for local, _ in self.q.loads]
             given += [_at(u, k) if u.level is Level.COLUMN else u.name for u in self.q.uses]
-            given += [name for _, name in self.columns]
+            given += self._constants + [f"i + np.uint64({k})"] * bool(self.noises)
             results = listing([f"{b}_out{k}" for b in stores] + [f"total{t}_out{k}" for t in totals])
             lines.append(f"{results} = update_{self.name}({', '.join(given)})")
         lines += [f"{of[b]}_store({b}_at, i, ({listing(f'{b}_out{k}' for k in range(n))}))" for b in stores]

@@ -2,11 +2,14 @@
 
 import numpy as np
 
+from fastopt.errors import DeviceError
 from fastopt.lower import Lowered
 from fastopt.passes import Pass
 from fastopt.statements import VECTORS, Level
 from fastopt.targets import cuda_rows, text
 from fastopt.targets.cuda_elements import Elements, misaligned, slot
+
+_SHARED = 48 << 10  # bytes of shared memory that every GPU gives a block
 
 # `while` loops: `for i in range(a, b, stride)` costs a 64-bit division.
 _KERNEL = """
@@ -59,6 +62,11 @@ def kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, np.dtype], totals
     tables = max(len(flat), len(it.sums(Level.ROW)))
     shared = [f"sums = cuda.shared.array(({tables}, {threads}), np.float64)"] if tables else []
     shared += cuda_rows.shared(it, threads) if by_rows else []
+    if (size := 8 * threads * (tables + it.lanes * len(it.sums(Level.COLUMN)))) > _SHARED:
+        raise DeviceError(
+            f"`{name}` adds up {len(q.totals)} totals at once, in {size:,} bytes of a CUDA block's {_SHARED:,}; "
+            "name fewer totals of columns in one formula, or run the rule on the CPU."
+        )
     return it.function() + _KERNEL.format(
         name=name,
         shared="".join(f"    {line}\n" for line in shared),
@@ -71,15 +79,18 @@ def kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, np.dtype], totals
 
 def _unpack(it: Elements) -> list[str]:
     lines = []
-    if it.columns:
+    if columns := it.columns(*(seed for _, seed in it.noises)):
         lines.append(f"column = group * np.uint64({len(text.names(it.lowered))})")
-    for k, n in it.columns:
+    for k, n in columns:
         lines.append(f"{n} = hyper[column + np.uint64({k})]" + (" * real(control[0])" if n == "scale" else ""))
     lines.append(f"table = segment * np.uint64({len(it.of)})")
     rows = [n.vector for n in (*it.q.uses, *(n for n, _ in it.sums(Level.ROW))) if n.level in VECTORS]
     parts = [f"partial{slot(n)}" for n, _ in it.sums(Level.COLUMN)]
     for b in dict.fromkeys([*it.buffers, *rows, *parts]):
         lines.append(f"{b}_at = addresses[table + np.uint64({it.lowered.buffers.index(b)})]")
+    for name, seed in it.noises:  # numbered from 0
+        key = f"addresses[table + np.uint64({it.lowered.buffers.index('key')})]"
+        lines.append(f"{name} = noise_key({seed}, clock[0], {key}, {name.removeprefix('noise')})")
     for n in it.q.uses:
         if n.level is Level.REDUCED:
             lines.append(f"{n.name} = real(reduced[segment * np.uint64({it.lowered.slots}) + np.uint64({n.slot})])")

@@ -15,14 +15,14 @@ def fold(sums, count, thread, across):
     """
     place = thread & (across - np.uint64(1))
     half = across >> np.uint64(1)
-    cuda.syncthreads()
+    cuda.syncthreads()  # type: ignore[call-arg]
     while half > np.uint64(0):
         if place < half:
             k = np.uint64(0)
             while k < count:
                 sums[k, thread] += sums[k, thread + half]
                 k += np.uint64(1)
-        cuda.syncthreads()
+        cuda.syncthreads()  # type: ignore[call-arg]
         half >>= np.uint64(1)
 
 
@@ -32,5 +32,5 @@ def block_total(sums, thread, value, threads):
     sums[np.uint64(0), thread] = value
     fold(sums, np.uint64(1), thread, threads)
     value = sums[np.uint64(0), np.uint64(0)]
-    cuda.syncthreads()  # or the next sum overwrites what a slow thread has still to read
+    cuda.syncthreads()  # type: ignore[call-arg]  # or the next sum overwrites what a slow thread has still to read
     return value

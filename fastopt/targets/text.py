@@ -70,6 +70,12 @@ def wide(text: str, lowered: Lowered) -> str:
     return text
 
 
+def unsigned(kernels: str) -> tuple[str, str]:
+    """Kernels with `u4` for `np.uint64(4)`, and the lines that define these: Numba takes its time over every call."""
+    found = sorted({int(n) for n in re.findall(r"\bnp\.uint64\((\d+)\)", kernels)})
+    return re.sub(r"\bnp\.uint64\((\d+)\)", r"u\1", kernels), "".join(f"u{n} = np.uint64({n})\n" for n in found)
+
+
 def load(buffer: str, value: str, widened: bool) -> str:
     """A loaded element as the compute type; gradients are scaled."""
     value = f"real({value})" if widened else value

@@ -1,7 +1,9 @@
 """The only file that touches the inside of Numba's CUDA target, so that a successor replaces this file and no other."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -27,6 +29,25 @@ def ptx(kernel: Callable[..., Any], signature: Any, capability: tuple[int, int],
     cuda = require()
     with _no_device(capability), _contraction(fma):
         return cuda.compile_ptx(kernel, signature, cc=capability)[0]
+
+
+def entry(ptx_text: str) -> str:
+    """The name under which a kernel is found in what its PTX becomes."""
+    return re.findall(r"\.entry (\w+)", ptx_text)[0]
+
+
+def cubin(ptx_text: str, capability: tuple[int, int]) -> bytes:
+    """Machine code of PTX for a compute capability, by nvJitLink: without a GPU or a driver. Raises `DeviceError`."""
+    try:
+        core: Any = import_module("cuda.core")
+    except ImportError as error:
+        raise DeviceError(f"machine code for CUDA needs cuda-core: {INSTALL}. ({error})") from error
+    major, minor = capability
+    try:
+        options = core.LinkerOptions(arch=f"sm_{major}{minor}")
+        return bytes(core.Linker(core.ObjectCode.from_ptx(ptx_text.encode()), options=options).link("cubin").code)
+    except Exception as error:  # nvJitLink's own class of errors has moved between versions
+        raise DeviceError(f"nvJitLink makes no code for compute capability {major}.{minor}: {error}") from error
 
 
 @contextmanager

@@ -1,0 +1,243 @@
+"""What a step launches on a CUDA device: tables in GPU memory, and calls with nothing left to do but to hand over."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastopt import scratch
+from fastopt import work as worklist
+from fastopt.devices.array import DeviceArray, upload, zeros
+from fastopt.errors import DeviceError
+from fastopt.gradients import Gradients
+from fastopt.groups import Settings
+from fastopt.lower import Lowered
+from fastopt.plan import Rows, Segment, stages
+from fastopt.schema import Rule
+from fastopt.targets import cuda, cuda_everywhere, text
+from fastopt.targets.driver import Call
+
+if TYPE_CHECKING:
+    from fastopt.devices.cuda import Cuda
+
+_CHUNKS = 1 << 11  # about as many for any size, so that there is one for every block of the largest GPU
+_SMALLEST, _LARGEST = 1 << 10, 1 << 14  # elements of a chunk: one access of 16 bytes by each thread; see work.CHUNK
+
+
+@dataclass(eq=False)
+class DeviceLaunch(Rows):
+    """The segments that share a lowered rule and dtypes. What `Rows` has on the host only serves to check values."""
+
+    rule: Rule
+    addresses: np.ndarray
+    addresses_at: DeviceArray
+    partials: DeviceArray
+    everywhere: dict[str, tuple[int, ...]]  # kernel -> the totals over all parameters that it leaves in `partials`
+    calls: dict[tuple[int, int], Call]  # (pass, place in the pass) -> kernel
+    prologue: Call
+    kept: list[Any]
+
+
+@dataclass(eq=False)
+class DevicePlan:
+    """The launches of a step for gradients of certain dtypes."""
+
+    place: Cuda
+    kinds: tuple[str, ...]
+    epoch: int
+    launches: list[DeviceLaunch]
+    steady: bool  # does nobody have to be asked for values at every step?
+    calls: list[Call]
+    values: DeviceArray  # float64: a row of each launch after the other
+    kept: list[Any]
+    captured: bool = False  # a graph holds these addresses: the tables stay as they are, apart from `values`
+    written: int = -1  # the version of the settings that `values` holds, or -1
+    _values: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    _aimed: np.ndarray | None = None  # the gradients whose addresses are on the device
+    _aim: np.ndarray | None = None
+
+    def fixed(self, stream: int | None) -> bool:
+        """Must other gradients have a plan of their own?"""
+        return self.captured or self.place.capturing(self.place.ready(stream))
+
+    def aim(self, gradients: Gradients) -> None:
+        self._aim = gradients.addresses
+
+    def run(self, settings: Settings, clock: np.ndarray, stream: int | None) -> None:
+        place = self.place
+        on = place.ready(stream)
+        capturing = place.capturing(on)
+        try:
+            self._upload(None if capturing else on)
+            if self.written != settings.version and not (capturing and self._values.size):
+                self.write(settings, int(clock[0]) + 1, None if capturing else on)
+            if capturing and not self.captured:
+                self.captured = True
+                place.captured.append(self)
+            place.follow(on, capturing)
+            clock[1] = 1  # torn if the launches are interrupted half-way
+            place.driver.run(place.device, self.calls, on)
+        except DeviceError as error:
+            raise DeviceError(
+                f"step {int(clock[0]) + 1} of `{settings.title}` on cuda:{place.device} failed: {error}. If an earlier "
+                "kernel, of any library, is to blame, CUDA says so only now; CUDA_LAUNCH_BLOCKING=1 finds it."
+            ) from error
+        clock[0] += bool(self.calls) and not capturing
+        clock[1] = 0
+
+    def _upload(self, stream: int | None) -> None:
+        if self._aim is None or (self._aimed is not None and np.array_equal(self._aim, self._aimed)):
+            return
+        before, self._aimed = self._aimed, None
+        for launch in self.launches:
+            launch.addresses[:, 1] = self._aim
+            self.place.copy_in(launch.addresses_at, launch.addresses, stream if before is not None else None)
+        self._aimed = self._aim
+
+    def write(self, settings: Settings, t: int, stream: int | None) -> None:
+        """Bring the values to step `t`, and to the device if they changed. Raises `ConfigError` and changes nothing."""
+        for launch in self.launches:
+            launch.write_hyper(settings, t)
+        values = np.array([float(v) for launch in self.launches for row in launch.values for v in row])
+        if not np.array_equal(values, self._values):
+            self.place.copy_in(self.values, values, stream)
+            self._values = values
+        self.written = settings.version if self.steady else -1
+
+
+def build(
+    place: Cuda,
+    settings: Settings,
+    segments: Sequence[Segment],
+    kinds: tuple[str, ...],
+    missed: Sequence[int],
+    epoch: int,
+) -> DevicePlan:
+    """Sort the segments into launches, and load the kernels. `missed[k]`: steps segment k sat out."""
+    groups: dict[tuple[Rule, Lowered, np.dtype, np.dtype], list[int]] = {}
+    for k, (segment, kind) in enumerate(zip(segments, kinds, strict=True)):
+        if kind:
+            which = settings.rule(k), segment.lowered, segment.array.dtype, np.dtype(kind)
+            groups.setdefault(which, []).append(k)
+    widths = [len(settings.schema(segments[members[0]].row)) for members in groups.values()]
+    rows = [len({(segments[k].row, missed[k]) for k in members}) for members in groups.values()]
+    values = zeros(place.driver, place.device, sum(w * n for w, n in zip(widths, rows, strict=True)), np.float64)
+    firsts = np.cumsum([0, *(w * n for w, n in zip(widths, rows, strict=True))]).tolist()
+    launches = [
+        _launch(place, segments, members, missed, values.address + 8 * first, *which)
+        for (which, members), first in zip(groups.items(), firsts, strict=False)
+    ]
+    live = upload(place.driver, place.device, np.array([bool(kind) for kind in kinds], np.uint64))
+    calls = [launch.prologue for launch in launches]
+    kept: list[Any] = [live]
+    for at in sorted({at for launch in launches for at in launch.calls}):
+        calls += [launch.calls[at] for launch in launches if at in launch.calls]
+        calls += _everywhere(place, launches, at, kept)
+    if launches:
+        clock = _clock(segments, next(iter(groups)))
+        arguments = [len(segments), live.address, place.clock.address, place.control.address]
+        calls.append(place.call(clock, "epilogue", "one", arguments))
+    steady = not any(settings.scheduled(row) for launch in launches for row, _ in launch.rows)
+    return DevicePlan(place, kinds, epoch, launches, steady, calls, values, kept)
+
+
+def _launch(
+    place: Cuda,
+    segments: Sequence[Segment],
+    members: list[int],
+    missed: Sequence[int],
+    values: int,
+    rule: Rule,
+    lowered: Lowered,
+    dtype: np.dtype,
+    gradient: np.dtype,
+) -> DeviceLaunch:
+    rows = {row: k for k, row in enumerate(dict.fromkeys((segments[k].row, missed[k]) for k in members))}
+    arrays = [segments[k].array for k in members]
+    sizes, groups = [a.size for a in arrays], [rows[segments[k].row, missed[k]] for k in members]
+    chunk = min(_LARGEST, max(_SMALLEST, 1 << (sum(sizes) // _CHUNKS).bit_length()))
+    work = worklist.chunks(sizes, members, groups, [scratch.step(lowered, a, chunk) for a in arrays])
+
+    def empty(size: int, kind: Any) -> DeviceArray:
+        return zeros(place.driver, place.device, size, kind)
+
+    def table(host: np.ndarray) -> DeviceArray:
+        return upload(place.driver, place.device, host)
+
+    temporary = scratch.buffers(lowered, arrays, empty)
+    addresses = np.zeros((len(segments), len(lowered.buffers)), np.uint64)
+    for k, mine in zip(members, temporary, strict=True):
+        one = segments[k]
+        known = {"p": one.array, **one.state, **mine}
+        row = scratch.plain(lowered, one.array, one.key) | {b: a.address for b, a in known.items()}
+        addresses[k] = [row[b] for b in lowered.buffers]
+    columns, totals = 1 + len(lowered.columns), text.totals(lowered)
+    tables = {
+        "work": table(work),
+        "addresses": empty(max(1, addresses.size), np.uint64),
+        "hyper": empty(len(rows) * columns, dtype),
+        "parameters": table(scratch.parameters(work, arrays)),
+        "reduced": empty(len(segments) * lowered.slots, np.float64),
+        "partials": empty(len(work) * totals, np.float64),
+        "missed": table(np.array([m for _, m in rows], np.int64)),
+    }
+    at = {name: a.address for name, a in tables.items()}
+    arguments = [len(work), len(members), at["work"], at["addresses"], at["hyper"], place.control.address]
+    arguments += [place.clock.address, at["parameters"], at["reduced"], at["partials"]]
+    module = cuda.kernels(rule.name, lowered, dtype, gradient)
+    limits = {"chunks": len(work), "parameters": len(members), "one": 1}
+    calls = {
+        _order(name): place.call(module, name, grid, arguments, limits[grid]) for name, _, _, grid in module.LAUNCHES
+    }
+    clock = cuda.clock(rule.name, tuple(rule.schema), lowered, dtype)
+    return DeviceLaunch(
+        stages=stages(tuple(rule.schema), lowered, dtype),
+        rows=list(rows),
+        hyper=np.zeros((len(rows), columns), dtype),
+        rule=rule,
+        addresses=addresses,
+        addresses_at=tables["addresses"],
+        partials=tables["partials"],
+        everywhere=module.EVERYWHERE,
+        calls=calls,
+        prologue=place.call(
+            clock,
+            "prologue",
+            "one",
+            [len(rows), values, at["missed"], at["hyper"], place.clock.address, place.control.address],
+        ),
+        kept=[tables, temporary],
+    )
+
+
+def _clock(segments: Sequence[Segment], which: tuple[Rule, Lowered, np.dtype, np.dtype]) -> Any:
+    rule, lowered, dtype, _ = which
+    return cuda.clock(rule.name, tuple(rule.schema), lowered, dtype)
+
+
+def _order(name: str) -> tuple[int, int]:
+    """(pass, place in it) of a kernel: `gather_1`, `numbers_1`, `kernel_1`."""
+    stem, number = re.fullmatch(r"([a-z]+)(?:_(\d+))?", name).groups()  # type: ignore[union-attr]
+    return int(number or 0), ("gather", "numbers", "kernel").index(stem)
+
+
+def _everywhere(place: Cuda, launches: list[DeviceLaunch], at: tuple[int, int], kept: list[Any]) -> list[Call]:
+    """Totals over all parameters, where several launches of one rule each know their own part."""
+    if at[1]:
+        return []
+    parts: dict[tuple[Rule, int], list[int]] = {}
+    for launch in launches:
+        for k in launch.everywhere.get(f"gather_{at[0]}", ()):
+            parts.setdefault((launch.rule, k), []).append(launch.partials.address)
+    calls = []
+    for (_, k), addresses in parts.items():
+        if len(addresses) > 1:
+            table = upload(place.driver, place.device, np.array(addresses, np.uint64))
+            kept.append(table)
+            arguments = [len(addresses), k, table.address, place.control.address]
+            calls.append(place.call(cuda_everywhere.module(), "everywhere", "one", arguments))
+    return calls
