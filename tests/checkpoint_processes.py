@@ -255,10 +255,10 @@ def ending(result) -> list:
     return [history, numbers, arrays, state, result.reason, result.optimizer.t]
 
 
-def trained(folder: Path, moments=60) -> dict:
+def trained(folder: Path, moments=40) -> dict:
     """Killed again and again at random moments and started again, till it ends."""
     rng, deaths = random.Random(3), 0
-    os.environ["PAUSE"] = "0.0005"
+    os.environ["PAUSE"] = "0.002"
     while True:
 
         def work():
