@@ -75,7 +75,7 @@ KINDS = ("sgd", "sgld", "adamw", "ftrl", "nadam", "lamb", "adafactor", "prodigy"
 
 
 @pytest.mark.parametrize("variant", [next(variants([CATALOGUE[name]])) for name in KINDS], ids=label)
-def test_every_rule_steps_on_the_device_as_on_the_host(gpu, variant):
+def test_rules_of_every_kind_step_as_on_the_host(gpu, variant):
     params, grads, opt = make(variant, steps=3)
     rule, _ = variant
     more = {n: v for n, v in opt._settings.own[-1].items()}
