@@ -21,20 +21,17 @@ from fastopt.rules import CATALOGUE
 from fastopt.schema import Rule
 
 GOAL = 0.9
-SIDE = 4096  # columns, where a rule wants a matrix
 
 
 def measure(rule: Rule, n: int, **timing: Any) -> dict[str, Any]:
     """One row of the results; `contenders` is empty for rules whose time is that of products of matrices."""
-    lowered = usual(rule, matrix=False)
+    lowered = usual(rule)
     moved = traffic(lowered)
     row = {"rule": rule.name, "state": kept(lowered), "passes": moved.passes, "bytes": moved.bytes()}
     if moved.calls:
         return row | {"of the limit": None, "contenders": {}}
-    n = n // SIDE * SIDE if lowered.shaped else n
-    p, g = bench.buffer(n, 0.5), bench.buffer(n, 1e-3)
-    if lowered.shaped:
-        p, g = p.reshape(-1, SIDE), g.reshape(-1, SIDE)
+    shape = bench.shape_for(rule, n)
+    p, g = bench.buffer(n, 0.5).reshape(shape), bench.buffer(n, 1e-3).reshape(shape)
     limit, _ = limits.streams(n, lowered)
     samples = bench.interleave({"fastopt": partial(rule(p).step, g), "limit": limit}, **timing)
     fraction = samples["fastopt"].times_faster_than(samples["limit"])

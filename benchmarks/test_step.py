@@ -44,7 +44,7 @@ def test_memory_limit(benchmark, states: int) -> None:
     benchmark(limits.read_modify_write(1_000_000, states))
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", [n for n in CATALOGUE if n in rivals.OUT or n in rivals.TORCH])
 def test_peers_compute_the_same_step(name: str) -> None:
     # A peer that does other work is no peer. 1e-5: six contenders in float32, each with its own order of operations,
     # three steps of at most 1e-2; Lion and the first steps of Adam divide by little, hence gradients away from 0.
@@ -65,7 +65,7 @@ def test_peers_compute_the_same_step(name: str) -> None:
             for _ in range(3):
                 take()
             results[who] = p
-    assert "out=" in results
+    assert ("out=" in results) == (name in rivals.OUT)
     for who, p in results.items():
         np.testing.assert_allclose(p, results["fastopt"], rtol=1e-5, atol=1e-5, err_msg=who)
         assert np.abs(p - start).max() > 1e-5, f"{who} did not move"

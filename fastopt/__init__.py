@@ -75,7 +75,7 @@ from fastopt.schema import Domain, Fraction, NonNegative, OpenFraction, Rule
 from fastopt.scipy_bridge import scipy_method
 from fastopt.source import source
 from fastopt.threads import set_num_threads
-from fastopt.wrappers import cautious, clip_value, grokfast
+from fastopt.wrappers import cautious, clip_value, ema, grokfast
 
 if TYPE_CHECKING:
     from fastopt.rules import keras, optax
@@ -124,6 +124,7 @@ __all__ = [
     "clip_value",
     "dadapt_adam",
     "dog",
+    "ema",
     "ftrl",
     "grokfast",
     "keras",

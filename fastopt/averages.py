@@ -41,6 +41,7 @@ class Averages:
         _list: Any
 
         def _replaced(self) -> NoReturn: ...
+        def _catch_up(self) -> None: ...
         def _torn(self) -> NoReturn: ...
 
     def eval(self) -> None:
@@ -57,8 +58,7 @@ class Averages:
         with self._alone():
             if self._clock[_DIRTY] == SHOWN:
                 return
-            if self._clock[_DIRTY]:
-                self._torn()
+            self._catch_up()
             if self._leaves and not all(map(is_, self._list(self.params), self._leaves)):
                 self._replaced()
             clock = self._clock.copy()  # of the step that has been done last

@@ -57,7 +57,7 @@ def minimize(
             `fastopt.callbacks.Run`.
         progress: a live bar (needs rich).
         groups, hyper: for the optimizer, but for `maximize`. Schedules fed with a metric (`schedules.Plateau`) get it
-            after every epoch.
+            after every epoch. A rule that asks for the `loss`, such as `polyak`, is told it before every step.
 
     A loss that is not finite stops the run before its gradient is applied. Ctrl-C returns what there is.
 
@@ -119,6 +119,8 @@ def _check_names(rule: Rule, hyper: Mapping[str, Any]) -> None:
             "minimize: `maximize` is not for minimize, which minimises; negate the loss and its gradient, or write the "
             f"loop yourself with {rule.name}(params, maximize=True)."
         )
+    if "loss" in hyper and "loss" in rule.schema:
+        raise ConfigError(f"minimize: `loss` of `{rule.name}` is set at every step by minimize itself; leave it out.")
     options = list(minimize.__kwdefaults__ or {})
     for name in sorted(hyper.keys() - rule.schema.keys() - {"device", "sparse"}):
         better = hint(name, [*options, *rule.schema])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.errors import ArrayTypeError, ConfigError, DeviceError, GradientError, hint, listing
+from fastopt.errors import ArrayTypeError, ConfigError, DeviceError, FastoptError, GradientError, hint, listing
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 ALIGN = 64  # bytes: a cache line, and the widest vector register
@@ -118,17 +118,34 @@ def survey(params: Any, prefix: str = "") -> tuple[Tree, list[Any]]:
 
 
 # -------------------------------------------------------------------- arrays
-def foreign(x: Any, name: str) -> Any:
-    """A NumPy view of another library's array on the CPU (PyTorch, anything with `__array_interface__` or DLPack)."""
+_HOST = (1, 3, 8, 11, 13)  # DLPack's devices whose memory a CPU reads: its own, pinned, Metal's, managed
+
+
+def foreign(x: Any, name: str, wrong: type[FastoptError] = ArrayTypeError) -> Any:
+    """A NumPy view of another library's array on the CPU: PyTorch, JAX, TensorFlow, buffers, anything with DLPack."""
     if isinstance(x, np.ndarray):
         return x
-    if getattr(getattr(x, "device", None), "type", "cpu") != "cpu" or hasattr(x, "__cuda_array_interface__"):
+    kind = getattr(getattr(x, "device", None), "type", "cpu")
+    if kind != "cpu" or hasattr(x, "__cuda_array_interface__") or _dlpack_device(x) not in _HOST:
         raise DeviceError(f"`{name}` lives on a GPU ({type(x).__name__}); expected an array in host memory.")
     x = x.detach() if hasattr(x, "detach") else x  # a PyTorch tensor that requires grad refuses to share its memory
-    for attribute in ("__array_interface__", "__array__", "__dlpack__"):
-        if hasattr(x, attribute):
-            return np.from_dlpack(x) if attribute == "__dlpack__" else np.asarray(x)
-    return x
+    try:
+        for attribute in ("__array_interface__", "__array__", "__dlpack__"):
+            if hasattr(x, attribute):
+                return np.from_dlpack(x) if attribute == "__dlpack__" else np.asarray(x)
+    except (TypeError, ValueError, BufferError, RuntimeError) as error:
+        raise wrong(f"`{name}`: NumPy cannot read this {type(x).__name__}: {error}") from error
+    if isinstance(x, np.generic | str | bytes | list | tuple | dict):
+        return x
+    try:
+        return np.asarray(memoryview(x))
+    except (TypeError, ValueError, BufferError):
+        return x
+
+
+def _dlpack_device(x: Any) -> int:
+    ask = getattr(x, "__dlpack_device__", None)
+    return 1 if ask is None else int(ask()[0])
 
 
 def parameter(x: Any, name: str) -> np.ndarray:
@@ -165,7 +182,7 @@ def parameter(x: Any, name: str) -> np.ndarray:
 
 def gradient(x: Any, like: np.ndarray, name: str) -> np.ndarray:
     """`x` as an array that a kernel can read beside `like`: itself where possible, else a plain copy."""
-    g = foreign(x, name)
+    g = foreign(x, f"gradient of {name}", GradientError)
     if isinstance(g, float | int | np.floating) and like.ndim == 0:
         g = np.asarray(g, like.dtype)
     if not isinstance(g, np.ndarray) or isinstance(g, np.ma.MaskedArray):

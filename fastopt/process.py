@@ -182,6 +182,8 @@ class Process:
         )
 
     def step(self) -> None:
+        if "loss" in self.run.optimizer.rule.schema:  # a step from the value of the loss, such as polyak's
+            self.run.optimizer.set(loss=self.run.loss)
         self.run.optimizer.step(self.run.grads)
         self.run.step += 1
 

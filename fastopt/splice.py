@@ -32,8 +32,8 @@ def parts(tree: ast.AST) -> int:
 
 
 def body(source: Formula, renamed: Mapping[str, str], part: int = 0) -> Statements:
-    """A copy of a formula's body under other names. Its nodes keep their lines, and know where these are."""
-    copied = copy.deepcopy(source.tree.body)
+    """A copy of a formula's body under other names, its docstring left out. Nodes know their lines and files."""
+    copied = copy.deepcopy(source.tree.body[ast.get_docstring(source.tree, clean=False) is not None :])
     for node in (n for statement in copied for n in ast.walk(statement)):
         if not hasattr(node, "origin"):
             node.origin = source  # type: ignore[attr-defined]

@@ -15,6 +15,8 @@ from fastopt.rule import signature
 from fastopt.schema import MATRIX, REQUIRED, Hyper, Rule
 
 _SUPPLIED = ("t", MATRIX)
+_Text = Callable[..., Any] | str
+_Starts = Mapping[str, float | str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +28,7 @@ class Wrapper:
     Attributes:
         behind: `(p, g, new, *state)`, with p and g as the step finds them and the rule's new p, gives what p becomes;
             a formula before the rule is `(p, g, *state)` and gives the g that the rule sees. The new states follow.
-        schema, state, init: as of a rule.
+        schema, state, init, view: as of a rule; a view of the wrapper hides that of the rule.
         supplied: which of `t` and `matrix` it takes.
     """
 
@@ -34,8 +36,9 @@ class Wrapper:
     behind: bool
     state: tuple[str, ...]
     schema: Mapping[str, Hyper]
-    init: Mapping[str, float | str]
+    init: _Starts
     supplied: tuple[str, ...]
+    view: _Text | None
 
     @property
     def name(self) -> str:
@@ -74,8 +77,11 @@ class Wrapper:
             switches=lower.switches(source, both) + (MATRIX,) * (MATRIX in supplied),
             timed="t" in supplied,
         )
+        public = {n: renamed[n] for n in (*self.state, *self.schema)}
+        made = views.again(made, rule) if self.view is None else views.attach(made, self.view, public)
         lower.check(made)
-        return views.again(made, rule)
+        views.check(made)
+        return made
 
     def _defaults(self, values: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Hyper]:
         has = ", ".join(self.schema) or "none"
@@ -194,29 +200,25 @@ def _tuple(values: Any) -> tuple[Any, ...]:
     return values if isinstance(values, tuple) else (values,)
 
 
-def before(
-    function: Callable[..., Any] | str | None = None, /, *, init: Mapping[str, float | str] | None = None
-) -> Any:
+def before(function: _Text | None = None, /, *, init: _Starts | None = None, view: _Text | None = None) -> Any:
     """Make a wrapper of `(p, g, *state, *, **hyperparameters[, t]) -> (g, *state)`: the rule sees the new g.
 
-    Body, states, `init`, hyperparameters and errors are those of `fastopt.rule`.
+    Body, states, `init`, `view`, hyperparameters and errors are those of `fastopt.rule`.
     """
-    return _wrapper(function, init or {}, behind=False)
+    return _wrapper(function, init or {}, view, behind=False)
 
 
-def behind(
-    function: Callable[..., Any] | str | None = None, /, *, init: Mapping[str, float | str] | None = None
-) -> Any:
+def behind(function: _Text | None = None, /, *, init: _Starts | None = None, view: _Text | None = None) -> Any:
     """Make a wrapper of `(p, g, new, *state, *, **hyperparameters[, t]) -> (new, *state)`.
 
     p and g are what the step found, `new` is what the rule made of p. Else as `before`.
     """
-    return _wrapper(function, init or {}, behind=True)
+    return _wrapper(function, init or {}, view, behind=True)
 
 
-def _wrapper(function: Callable[..., Any] | str | None, init: Mapping[str, float | str], behind: bool) -> Any:
+def _wrapper(function: _Text | None, init: _Starts, view: _Text | None, behind: bool) -> Any:
     if function is None:
-        return lambda f: _wrapper(f, init, behind)
+        return lambda f: _wrapper(f, init, view, behind)
     source = read(function)
     state, schema, timed, matrix = signature(source)
     if behind and state[:1] != ("new",):
@@ -226,7 +228,7 @@ def _wrapper(function: Callable[..., Any] | str | None, init: Mapping[str, float
         source.refuse(source.tree, f"assigns to `{min(changed)}`, which is not its own; choose another name.")
     if wrong := [s for s, v in init.items() if s not in state or (isinstance(v, str) and v != "p" and v not in schema)]:
         source.refuse(source.tree, f"gives `{wrong[0]}` the start {init[wrong[0]]!r}; see fastopt.rule.")
-    made = Wrapper(source, behind, state, schema, dict(init), ("t",) * timed + (MATRIX,) * matrix)
+    made = Wrapper(source, behind, state, schema, dict(init), ("t",) * timed + (MATRIX,) * matrix, view)
     if not str(source.function.__module__).startswith("fastopt."):  # our own are checked by their tests
         made(_PLAIN)
     return made

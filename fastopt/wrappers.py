@@ -34,3 +34,15 @@ def cautious(p, g, new, *, floor: NonNegative = 1e-3):
     u = p - new
     mask = where(u * g > 0, 1.0, 0.0)
     return p - u * mask / maximum(mean(mask), floor)
+
+
+@behind(view="e")
+def ema(p, g, new, e, *, decay: Fraction = 0.999, t):
+    """An exponential moving average of the parameters, Polyak & Juditsky 1992 with a memory; `opt.eval()` shows it.
+
+    e is the average and starts at the parameters after the first step, as in torch.optim.swa_utils. It changes nothing
+    in training.
+    """
+    d = decay if t > 1 else 0
+    e = d * e + (1 - d) * new
+    return new, e

@@ -14,6 +14,22 @@ from catalogue import Case, cases
 
 import fastopt as fo
 
+WRAPPED = {
+    "cautious": fo.cautious(fo.adamw, floor=1e-2),
+    "grokfast": fo.grokfast(fo.sgd),
+    "both": fo.clip_value(fo.grokfast(fo.adam), limit=0.5),
+}
+
+
+class Wrapped(Case):
+    make = property(lambda self: WRAPPED[self.rule])  # type: ignore[assignment]
+
+
+def setups() -> list[Case]:
+    """Every rule of the catalogue once, with as many switches on as a case has, and wrappers."""
+    one = {case.rule: case for case in sorted(cases(), key=lambda c: sum(v is True for v in c.hyper.values()))}
+    return [*one.values(), *(Wrapped(name, object, {"lr": 0.01}) for name in WRAPPED)]  # type: ignore[arg-type]
+
 
 # ---- optimizers ------------------------------------------------------------------------------------------------------
 def start(case: Case):
@@ -95,10 +111,10 @@ def header_sum(metadata, tensors):
 
 
 def resume(folder: Path) -> None:
-    for k, case in enumerate(cases()):
+    for k, case in enumerate(setups()):
         params, opt, batches = start(case)
-        for array in (x for x in opt._segments):
-            array.array[...] = 99  # the file brings the parameters
+        for segment in opt._segments:
+            segment.array[...] = 99  # the file brings the parameters
         extra = opt.load(folder / f"{k}.safetensors", params=True)
         batches.load_state_dict(extra["data"])
         advance(case, params, opt, batches, 6)

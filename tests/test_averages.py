@@ -133,6 +133,21 @@ def test_what_has_no_average_stays_as_it_is():
     assert [n for n in params if (params[n] != before[n]).any()] == ["a"]
 
 
+def test_rows_that_wait_for_what_they_missed_are_brought_up_to_date_first():
+    whole, sparse = tree(dtype=np.float64), tree(dtype=np.float64)
+    opt, twin = with_ema(whole), with_ema(sparse, sparse="exact")
+    for k in range(4):
+        grads = tree(seed=k, dtype=np.float64)
+        touched = [0, 3] if k else [1]
+        rows = {**grads, "w": fo.rows(touched, grads["w"][touched])}
+        grads["w"][[j for j in range(5) if j not in touched]] = 0
+        opt.step(grads)
+        twin.step(rows)
+    with opt.averaged(), twin.averaged():
+        for n in whole:
+            np.testing.assert_allclose(sparse[n], whole[n], rtol=1e-13)
+
+
 def test_the_average_is_that_of_the_last_steps_hyperparameters():
     """A schedule of momentum: y was made with that of step t, so x is found with it, too."""
     params, oracle = {"p": np.ones(3)}, CASES[0].oracle(np.ones(3))
@@ -258,7 +273,7 @@ BAD = {
     "def x(p, z):\n    z = z + p\n    return z": "assigns to `z`",
     "def x(p, n):\n    return p + n": "reads the state `n`, which is no buffer of the parameter's shape",
     "def x(p, s):\n    return p + s": "reads the state `s`, which not every switch setting has",
-    "y": "has the view 'y'; expected one of its states",
+    "y": "takes `y`, which `base` does not have",
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 from catalogue import cases
-from checkpoints import advance, content, header_sum, put_together, signed, small, start, take_apart
+from checkpoints import advance, content, header_sum, put_together, setups, signed, small, start, take_apart
 
 import fastopt as fo
 from fastopt import cli, scratch
@@ -25,7 +25,7 @@ GOLDEN = HERE / "data" / "checkpoint-format-1.safetensors"
 # ---- resume ----------------------------------------------------------------------------------------------------------
 def test_every_rule_goes_on_in_a_new_process_with_the_same_bits(tmp_path):
     ends = []
-    for k, case in enumerate(cases()):
+    for k, case in enumerate(setups()):
         params, opt, batches = start(case)
         advance(case, params, opt, batches, 5)  # in the middle of the second epoch
         opt.save(tmp_path / f"{k}.safetensors", params=True, extra={"data": batches.state_dict()})
@@ -35,7 +35,7 @@ def test_every_rule_goes_on_in_a_new_process_with_the_same_bits(tmp_path):
     child = [sys.executable, "-W", "error", HERE / "checkpoints.py", "resume", tmp_path]
     done = subprocess.run(child, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    for k, (case, end) in enumerate(zip(cases(), ends, strict=True)):
+    for k, (case, end) in enumerate(zip(setups(), ends, strict=True)):
         assert (tmp_path / f"{k}.end").read_bytes() == end, str(case)
 
 
@@ -226,6 +226,40 @@ def test_saving_and_loading_during_a_step_are_refused(tmp_path):
     with pytest.raises(fo.ConcurrentUseError):
         opt.step(np.ones(3))
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("sparse", ["lazy", "exact", "row"])
+def test_rows_that_wait_are_saved_as_they_would_be_now(sparse, tmp_path):
+    def make():
+        return fo.adam(np.ones((9, 2), "f4"), lr=0.1, sparse=sparse)
+
+    def go(opt, first, last):
+        for t in range(first, last):
+            rng = np.random.default_rng(t)
+            opt.step(fo.rows(rng.choice(9, 3, replace=False), rng.standard_normal((3, 2)).astype("f4")))
+
+    whole, opt, other = make(), make(), make()
+    go(whole, 1, 8)
+    go(opt, 1, 5)
+    opt.save(tmp_path / "x", params=True)
+    go(other, 1, 3)
+    other.load(tmp_path / "x")
+    go(other, 5, 8)
+    assert content(other) == content(whole)
+
+
+def test_averages_are_not_saved_for_parameters(tmp_path):
+    opt = fo.schedule_free_sgd(np.ones(3, "f4"), lr=0.1)
+    opt.step(np.ones(3, "f4"))
+    opt.save(tmp_path / "x", params=True)
+    opt.eval()
+    shown = opt.params.copy()
+    for call in (lambda: opt.save(tmp_path / "x"), lambda: opt.load(tmp_path / "x")):
+        with pytest.raises(fo.ConfigError, match="train"):
+            call()
+    assert np.array_equal(opt.params, shown)
+    opt.train()
+    opt.load(tmp_path / "x", params=True)
 
 
 # ---- extra -----------------------------------------------------------------------------------------------------------

@@ -210,6 +210,23 @@ def test_abandoned_files_are_swept_and_others_left_alone(tmp_path):
     assert not old.exists() and all(p.exists() for p in (locked, fresh, link, tmp_path / "keep", tmp_path / ".hidden"))
 
 
+def test_a_save_that_takes_long_is_not_taken_for_an_abandoned_one(tmp_path, monkeypatch):
+    real, deep = files._sync, []
+
+    def slow(handle):
+        if not deep:
+            deep.append(1)
+            for name in os.listdir(tmp_path):
+                os.utime(tmp_path / name, (1, 1))
+            small(seed=1).save(tmp_path / "y")  # another save sweeps meanwhile
+        real(handle)
+
+    monkeypatch.setattr(files, "_sync", slow)
+    small().save(tmp_path / "x")
+    assert deep and sorted(os.listdir(tmp_path)) == ["x", "y"]
+    small(seed=2).load(tmp_path / "x")
+
+
 # ---- two at once -----------------------------------------------------------------------------------------------------
 @posix
 def test_two_writers_and_a_reader(tmp_path):

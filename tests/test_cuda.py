@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -176,24 +177,6 @@ def test_arrays_that_are_misaligned_alike_have_vectors_after_a_head():
 
 
 @needs_numba_cuda
-def test_control_scales_gradients_and_skips_steps():
-    variant = (fo.adamw, chosen(fo.adamw))
-    _, grads, opt = make(variant)
-    _, _, cpu = make(variant)
-    twin = Twin(opt)
-    twin.control[:] = 0.5, 1.0, np.nan
-    before = {n: p.copy() for n, p in opt.params.items()}
-    twin.step(grads[0])
-    for name, p in opt.params.items():
-        same_bits(before[name], p, name)
-    assert not opt._clock.any() and not any(a.any() for a in opt.state["m"].values())
-    twin.control[1] = 0.0
-    twin.step(grads[0])
-    cpu.step({n: a * a.dtype.type(0.5) for n, a in grads[0].items()})
-    compare(cpu, opt, same_bits)
-
-
-@needs_numba_cuda
 @pytest.mark.parametrize("dtype", [F4, F8], ids=str)
 def test_the_prologue_follows_schedules_pauses_and_large_steps(dtype):
     params = {n: np.ones(3, dtype) for n in "ab"}
@@ -219,6 +202,16 @@ def test_source_reads_like_the_formula(variant):
         for line in q.body:
             assert f"    {line}\n" in text
     assert "def prologue(" in text and "def epilogue(" in text
+
+
+def test_what_the_target_cannot_do_is_refused_with_the_remedy():
+    low = lower(fo.adamw, chosen(fo.adamw))
+    with pytest.raises(DeviceError, match=r"`adamw` is given gradients of rows.*make them dense"):
+        cuda.source("adamw", replace(low, touched="lazy"), F4, F4)
+    sums = " + ".join(f"total(g * {k}.0, 'column')" for k in range(1, 8))
+    many = fo.rule(f"def many(p, g, *, lr):\n    return p - lr * ({sums})")
+    with pytest.raises(DeviceError, match="adds up 7 totals at once, in 57,344 bytes"):
+        fo.source(many, "cuda")
 
 
 @needs_numba_cuda

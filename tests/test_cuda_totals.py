@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import ptx as interpreter
 import pytest
-from cuda_twin import CAPABILITY, F4, F8, Twin, compare, label, make, needs_numba_cuda, same_bits, variants
+from cuda_twin import CAPABILITY, F4, F8, Twin, chosen, compare, label, make, needs_numba_cuda, same_bits, variants
 from test_cuda import INEXACT, PASSES, by_rows, chained, everywhere, factored, trust
 from test_passes import counted_from_one
 
@@ -129,6 +129,24 @@ def test_kernels_around_a_function_of_matrices_are_generated():
     _, _, cpu = make(variant, sizes=SHAPES)
     for g in grads:
         cpu.step(g)
+    compare(cpu, opt, same_bits)
+
+
+@needs_numba_cuda
+def test_control_scales_gradients_and_skips_steps():
+    variant = (fo.adamw, chosen(fo.adamw))
+    _, grads, opt = make(variant)
+    _, _, cpu = make(variant)
+    twin = Twin(opt)
+    twin.control[:] = 0.5, 1.0, np.nan
+    before = {n: p.copy() for n, p in opt.params.items()}
+    twin.step(grads[0])
+    for name, p in opt.params.items():
+        same_bits(before[name], p, name)
+    assert not opt._clock.any() and not any(a.any() for a in opt.state["m"].values())
+    twin.control[1] = 0.0
+    twin.step(grads[0])
+    cpu.step({n: a * a.dtype.type(0.5) for n, a in grads[0].items()})
     compare(cpu, opt, same_bits)
 
 

@@ -56,8 +56,8 @@ def of_kozistr(rule: str, name: str, ours: Mapping, theirs: Mapping, **more: Any
     return Pair(rule, "pytorch_optimizer", lambda: getattr(need("pytorch_optimizer"), name), ours, theirs, **more)
 
 
-def of_optax(rule: str, find: Callable[[Any], Any], ours: Mapping, theirs: Mapping) -> Pair:
-    return Pair(rule, "optax", lambda: find(need("optax")), ours, theirs, Optax, scheduled=False)
+def of_optax(rule: str, find: Callable[[Any], Any], ours: Mapping, theirs: Mapping, **more: Any) -> Pair:
+    return Pair(rule, "optax", lambda: find(need("optax")), ours, theirs, Optax, scheduled=False, **more)
 
 
 ADAM = dict(lr=0.02, beta1=0.8, beta2=0.98)
@@ -79,6 +79,15 @@ PAIRS = [
         dict(lr=0.02, eta_minus=0.6, eta_plus=1.3, delta_min=1e-3, delta_max=0.5),
         dict(lr=0.02, etas=(0.6, 1.3), step_sizes=(1e-3, 0.5), foreach=False),
     ),
+    of_optax("signsgd", lambda o: o.sign_sgd, dict(lr=0.02), dict(learning_rate=0.02)),
+    of_optax(
+        "madgrad",
+        lambda o: o.contrib.madgrad,
+        dict(lr=0.02 + 1e-9, momentum=0.8, eps=1e-9, weight_decay=0.01),  # eps is added to lr there
+        dict(learning_rate=0.02, momentum=0.8, eps=1e-9, weight_decay=0.01),
+        bound=1e-6,  # the root of the step is float32 there
+    ),
+    of_optax("adamax", lambda o: o.adamax, dict(**ADAM, eps=1e-2), dict(**JAX, eps=1e-2)),
     of_timm(
         "adabelief",
         "adabelief",

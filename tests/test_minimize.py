@@ -215,3 +215,14 @@ def test_no_batches_is_an_error_and_no_endless_loop():
 
 def test_gradients_of_none_still_end():
     assert fo.minimize(lambda p: (1.0, [None]), [np.ones(2)], rule=fo.sgd, steps=3).epochs == 3
+
+
+def test_a_rule_that_asks_for_the_loss_is_told_it():
+    w, v = np.array([4.0, -3.0]), np.array([4.0, -3.0])
+    fo.minimize(bowl, w, rule=fo.polyak, steps=5)
+    for _ in range(5):
+        loss, g = bowl(v)
+        v -= loss / (g @ g) * g
+    np.testing.assert_allclose(w, v, rtol=1e-12)
+    with pytest.raises(ConfigError, match="`loss` of `polyak` is set at every step"):
+        fo.minimize(bowl, w, rule=fo.polyak, steps=5, loss=1.0)

@@ -21,7 +21,8 @@ def make(rule, layout, **extra):
     if layout == "packed":
         params = fo.pack(params, dtype=np.float32)
     lr = fo.schedules.cosine(peak=0.05, warmup=3, total=20)
-    groups = [fo.Group("b", weight_decay=0.1)]
+    name = "weight_decay" if "weight_decay" in rule.schema else "lr"
+    groups = [fo.Group("b", **{name: 0.1})]
     return params, rule(params, lr=lr, groups=groups, **OPTIONS.get(rule.name, {}), **extra)
 
 
@@ -55,6 +56,8 @@ def test_resume_equals_uninterrupted_bit_for_bit(name, layout):
         assert rest[key].tobytes() == whole[key].tobytes()
     for state in opt.state:
         for key in ("w", "b"):
+            if opt.state[state][key] is None:  # a state of matrices alone, or of all but matrices
+                continue
             assert second.state[state][key].tobytes() == opt.state[state][key].tobytes()
             if state in frozen["state"]:
                 assert saved["state"][state][key].tobytes() == frozen["state"][state][key].tobytes()

@@ -238,6 +238,44 @@ def test_a_wrapped_rule_keeps_its_average():
     assert p.tobytes() == y.tobytes()
 
 
+def test_a_moving_average_of_any_rule():
+    """As torch.optim.swa_utils: the first average is a copy. Training does not notice; the outer average shows."""
+    p, gradients = drawn(steps=6)
+    q, e = p.copy(), None
+    opt, twin = (
+        fo.clip_value(fo.ema(fo.ema(fo.adamw, 0.5), 0.8), 1.0)(p, lr=0.1),
+        fo.clip_value(fo.adamw, 1.0)(q, lr=0.1),
+    )
+    assert opt.rule.state[3:] == ("e", "ema_e") and [*opt.rule.schema][-3:] == ["decay", "ema_decay", "limit"]
+    for g in gradients:
+        opt.step(g)
+        twin.step(g)
+        e = q.copy() if e is None else 0.8 * e + 0.2 * q
+    assert p.tobytes() == q.tobytes()
+    with opt.averaged() as shown:
+        np.testing.assert_allclose(shown, e, rtol=1e-13)
+    assert p.tobytes() == q.tobytes()
+
+
+def shown(p, e, *, decay):
+    ten = 10
+    return p + ten * e + decay
+
+
+@behind(view=shown)
+def anchored(p, g, new, e, *, decay=0.5):
+    """Its state and its hyperparameter have the names of another wrapper's."""
+    return new, e + new * decay
+
+
+def test_a_view_is_renamed_with_its_wrapper():
+    p = np.ones(3)
+    opt = anchored(fo.ema(fo.sgd))(p, lr=0.1, anchored_decay=0.25)
+    opt.step(np.ones(3))
+    with opt.averaged():
+        np.testing.assert_allclose(p, 0.9 + 10 * 0.9 * 0.25 + 0.25)
+
+
 def halved(p, g, *, gain=0.5):
     """A wrapper of the user's."""
     x = gain * g

@@ -19,6 +19,7 @@ import numpy as np
 
 from fastopt.commands import picture, rule_named
 from fastopt.commands.peers import Step, numpy_naive, numpy_out, torch_step
+from fastopt.commands.traffic import traffic, usual
 from fastopt.errors import ConfigError
 from fastopt.lower import of_matrices
 from fastopt.progress import need
@@ -88,9 +89,13 @@ def used_state(optimizer: Any) -> tuple[str, ...]:
     return tuple(name for name in optimizer.state if optimizer.state[name] is not None)
 
 
-def traffic(state: Iterable[str], itemsize: int = 4) -> int:
-    """Bytes a fused step must move per element: read p, g and each state; write p and each state."""
-    return (3 + 2 * len(tuple(state))) * itemsize
+def shape_for(rule: Rule, n: int) -> tuple[int, ...]:
+    """(n,); where a rule takes matrices alone, the one nearest to a square."""
+    lowered = usual(rule)
+    if not (lowered.shaped or lowered.matrices):
+        return (n,)
+    rows = next(k for k in range(math.isqrt(n), 0, -1) if n % k == 0)
+    return rows, n // rows
 
 
 @dataclass(frozen=True)
@@ -104,14 +109,15 @@ class Race:
 
 def race(rule: Rule, n: int, extra: Mapping[str, Callable[..., Any]] | None = None, **timing: Any) -> Race:
     """fastopt and its peers on one float32 array of n elements; extra: name -> (rule, [p], [g]) -> step or None."""
-    p, g = buffer(n, 0.5), buffer(n, 1e-3)
+    shape = shape_for(rule, n)
+    p, g = buffer(n, 0.5).reshape(shape), buffer(n, 1e-3).reshape(shape)
     optimizer = rule(p)
     state = used_state(optimizer)
     made = {f"torch {kind}": torch_step(rule, [p], [g], kind) for kind in ("fused", "foreach")}
     made |= {name: make(rule, [p], [g]) for name, make in (extra or {}).items()}
     made |= {"NumPy out=": numpy_out(rule, p, g, state), "NumPy naive": numpy_naive(rule, p, g, state)}
     made = {"fastopt": partial(optimizer.step, g)} | {name: step for name, step in made.items() if step}
-    return Race(n, n * traffic(state), interleave(made, **timing))
+    return Race(n, n * traffic(usual(rule)).bytes(), interleave(made, **timing))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

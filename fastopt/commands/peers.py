@@ -97,7 +97,19 @@ OUT: dict[str, Callable[..., None]] = {
     "adamw": _adam_out,
     "lion": _lion_out,
 }
-TORCH = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "adagrad": "Adagrad", "rmsprop": "RMSprop"}
+TORCH = {
+    "sgd": "SGD",
+    "asgd": "ASGD",
+    "rprop": "Rprop",
+    "adagrad": "Adagrad",
+    "rmsprop": "RMSprop",
+    "adadelta": "Adadelta",
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "adamax": "Adamax",
+    "nadam": "NAdam",
+    "radam": "RAdam",
+}
 
 
 def torch_step(rule: Rule, params: Sequence[np.ndarray], grads: Sequence[np.ndarray], kind: str, **given: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastopt.math import maximum, mean, rms, sqrt, square
+from fastopt.math import maximum, mean, minimum, rms, sqrt, square
 from fastopt.rule import rule
 from fastopt.schema import Domain, NonNegative
 
@@ -17,7 +17,7 @@ def adafactor(
     *,
     lr=1e-2,
     beta2_decay: Annotated[float, Domain(high=0.0)] = -0.8,
-    eps1: NonNegative = 2**-23,
+    eps1: Annotated[float, Domain(low=1e-30)] = 2**-23,
     eps2: NonNegative = 1e-3,
     d: Annotated[float, Domain(low=1.0)] = 1.0,
     weight_decay=0.0,
@@ -39,10 +39,10 @@ def adafactor(
     if matrix:
         r = r + t**beta2_decay * (square(rms(g, "row")) - r)
         c = c + t**beta2_decay * (square(rms(g, "column")) - c)
-        # roots of rows and columns, and not of every element: their product overflows in float32 later than V itself
-        root = sqrt(r / maximum(mean(r), eps1)) * sqrt(c)
+        # roots and quotients once a row and a column: V itself would underflow in float32, and u needs no division
+        x, y = sqrt(maximum(mean(r), eps1) / r), 1 / sqrt(c)
+        u = g * minimum(x * y, 1 / eps1)
     else:
         v = v + t**beta2_decay * (g * g - v)
-        root = sqrt(v)
-    u = g / maximum(root, eps1)
+        u = g / maximum(sqrt(v), eps1)
     return p - alpha / maximum(1.0, rms(u) / d) * u, r, c, v

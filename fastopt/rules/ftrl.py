@@ -1,8 +1,10 @@
 """FTRL-Proximal: sparse linear models, learnt online. State per parameter: two buffers."""
 
+from typing import Annotated
+
 from fastopt.math import clip, sqrt
 from fastopt.rule import rule
-from fastopt.schema import NonNegative
+from fastopt.schema import Domain, NonNegative
 
 
 @rule(init={"n": "initial_accumulator_value"})
@@ -12,7 +14,7 @@ def ftrl(
     z,
     n,
     *,
-    lr=0.1,
+    lr: Annotated[float, Domain(low=1e-12)] = 0.1,  # z is in units of 1 / lr
     beta: NonNegative = 1.0,
     l1: NonNegative = 0.0,
     l2: NonNegative = 0.0,

@@ -22,7 +22,8 @@ def sps(p, g, *, lr=1.0, loss=0.0, f_star=0.0, c: NonNegative = 0.5, eps=0.0):
     """SPS_max. Loizou et al. 2021, arXiv:2002.10542, equation 3: the stochastic step of Polyak, bounded by lr.
 
     `loss` is the mean over the batch the gradient is of, set before each step, f_star the least it can be: 0 for a
-    model that can fit every example. lr is the paper's gamma_b, eps as in `polyak`. optax's `polyak_sgd` has c = 1.
+    model that can fit every example. lr is the paper's gamma_b, eps as in `polyak`. optax's
+    `polyak_sgd` has c = 1 and, unless told otherwise, steps back where the loss is below f_star.
     """
     s = c * (norm(g, "all") ** 2 + eps)
     return p - where(s > 0, minimum(maximum(loss - f_star, 0.0) / s, lr), 0.0) * g

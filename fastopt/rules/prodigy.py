@@ -2,7 +2,7 @@
 
 d is the lower bound of D, the distance to the solution. It and r are sums over all parameters, so the same number in
 every parameter, as long as every parameter has a gradient at every step: one that sits a step out keeps its d. Groups
-may have learning rates of their own, 0 among them: lr stands inside the sums.
+may have learning rates of their own, 0 among them: lr stands inside the sums. After a NaN in a gradient d stays.
 """
 
 from typing import Annotated

@@ -17,7 +17,8 @@ def sophia(p, g, m, h, *, lr=1e-4, beta1=0.96, gamma: NonNegative = 0.01, eps=1e
                                                # or batch_size * g**2 of labels drawn from the model (GNB)
 
     Where h is not positive, all elements before the first estimate among them, the step is lr times the sign of m.
-    gamma is 0.01 for Hutchinson's estimate, 0.05 for GNB. The authors' program adds eps instead of taking the maximum.
+    gamma is 0.01 for Hutchinson's estimate, 0.05 for GNB. The authors' program adds eps instead of taking the maximum;
+    optax also corrects m for bias.
     """
     p = p - lr * weight_decay * p
     m = beta1 * m + (1 - beta1) * g

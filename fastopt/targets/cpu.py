@@ -1,5 +1,6 @@
 """The CPU target: a lowered rule printed as loops over chunks, which LLVM vectorises, and its launch."""
 
+import textwrap
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -24,6 +25,9 @@ _MODULE = """\
 #
 # `hyper` holds, for each group, computed once a step in float64:
 {columns}
+#
+# `addresses` holds, for each segment:
+{buffers}
 {imports}
 import numpy as np
 from numba import {numba}
@@ -48,7 +52,7 @@ _KERNEL = """{numbers}
     types.void(
         types.uint64[::1],  # tasks: bounds of each thread's run of chunks
         types.uint64[:, ::1],  # work: a row per chunk; lo, hi, segment, group
-        types.uint64[:, ::1],  # addresses: a row per segment; {buffers}
+        types.uint64[:, ::1],  # addresses: a row per segment
         types.{dtype}[:, ::1],  # hyper: a row per group
         types.int64[::1],  # clock: steps done, dirty flag, then the steps of each segment
         types.boolean,  # last: is this the last launch of the step?{reduced_types}
@@ -87,6 +91,7 @@ def source(rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype, par
     return _MODULE.format(
         title=f"{rule}: {dtype} parameters, {gradient} gradients, {'all threads' if parallel else 'one thread'}",
         columns=text.legend(lowered),
+        buffers=textwrap.fill(", ".join(of), 100, initial_indent="#   ", subsequent_indent="#   "),
         imports=text.imports(lowered),
         numba="njit, prange, types" if parallel else "njit, types",
         pointers=", ".join(sorted(_pointers(lowered, of))),
@@ -117,7 +122,6 @@ def _kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, np.dtype], paral
     gathered = [n.total[0] for n, _ in q.totals if n.total and n.level is Level.REDUCED]
     return _KERNEL.format(
         name=name,
-        buffers=", ".join(of),
         dtype=of["p"],
         parallel=parallel,
         range="prange" if parallel else "range",

@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 
 from fastopt import build
+from fastopt.errors import DeviceError
 from fastopt.lower import Lowered
 from fastopt.targets import cpu, cuda_clock, cuda_loops, cuda_numbers, text
 
@@ -66,8 +67,11 @@ def source(
 ) -> str:
     """The text of the kernels of a lowered rule for parameters of `dtype` and gradients of another (or the same).
 
-    With the names of the rule's hyperparameters, also that of the kernels that keep `hyper` and the clock.
+    With the names of the rule's hyperparameters, also that of the kernels that keep `hyper` and the clock. Raises
+    `DeviceError` for gradients of rows.
     """
+    if lowered.touched:
+        raise DeviceError(f"`{rule}` is given gradients of rows, which the CUDA target cannot take; make them dense.")
     of = text.dtypes(lowered, dtype, gradient)
     totals = text.totals(lowered)
     kernels, launches, everywhere = [], [], {}

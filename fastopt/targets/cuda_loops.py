@@ -2,11 +2,14 @@
 
 import numpy as np
 
+from fastopt.errors import DeviceError
 from fastopt.lower import Lowered
 from fastopt.passes import Pass
 from fastopt.statements import VECTORS, Level
 from fastopt.targets import cuda_rows, text
 from fastopt.targets.cuda_elements import Elements, misaligned, slot
+
+_SHARED = 48 << 10  # bytes of shared memory that every GPU gives a block
 
 # `while` loops: `for i in range(a, b, stride)` costs a 64-bit division.
 _KERNEL = """
@@ -59,6 +62,11 @@ def kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, np.dtype], totals
     tables = max(len(flat), len(it.sums(Level.ROW)))
     shared = [f"sums = cuda.shared.array(({tables}, {threads}), np.float64)"] if tables else []
     shared += cuda_rows.shared(it, threads) if by_rows else []
+    if (size := 8 * threads * (tables + it.lanes * len(it.sums(Level.COLUMN)))) > _SHARED:
+        raise DeviceError(
+            f"`{name}` adds up {len(q.totals)} totals at once, in {size:,} bytes of a CUDA block's {_SHARED:,}; "
+            "name fewer totals of columns in one formula, or run the rule on the CPU."
+        )
     return it.function() + _KERNEL.format(
         name=name,
         shared="".join(f"    {line}\n" for line in shared),

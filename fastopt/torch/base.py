@@ -1,0 +1,174 @@
+"""A torch optimizer whose step is fastopt's: mixed into torch's own class, or into one made for a rule."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import chain
+from operator import attrgetter, is_, itemgetter
+from typing import Any, ClassVar, cast
+
+import torch
+
+from fastopt.errors import ConfigError
+from fastopt.torch import tensors
+from fastopt.torch.engine import Engine
+from fastopt.torch.kind import Kind
+
+_params = itemgetter("params")
+_grad = attrgetter("grad")
+
+
+class States(defaultdict):
+    """`opt.state`: torch's defaultdict, which remembers whether somebody has ever looked into it.
+
+    Who has may replace what he found there, so from then on each step looks, too. `dict`'s own methods do not count.
+    """
+
+    touched = False
+
+    def __init__(self, *args: Any):
+        super().__init__(dict, *args)
+
+    def __reduce__(self) -> Any:
+        return defaultdict, (dict, dict(dict.items(self)))
+
+
+def _touching(name: str) -> Any:
+    method = getattr(defaultdict, name)
+
+    def touch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.touched = True
+        return method(self, *args, **kwargs)
+
+    touch.__name__ = name
+    return touch
+
+
+for _name in ("__getitem__", "__setitem__", "__delitem__", "__iter__", "__ior__", "get", "items", "values"):
+    setattr(States, _name, _touching(_name))
+for _name in ("pop", "popitem", "setdefault", "update", "clear", "copy"):
+    setattr(States, _name, _touching(_name))
+
+
+class Fast(torch.optim.Optimizer):
+    """What all classes here share. Abstract."""
+
+    kind: ClassVar[Kind]
+    _engine: Engine | None = None
+    _flat: Sequence[torch.Tensor] = ()  # per parameter its gradient, once `use_flat_grads` was called
+    _buffers: Sequence[torch.Tensor] = ()  # the memory of those
+
+    def _own_state(self) -> None:
+        self.state = States(self.state)
+        self._engine = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._own_state()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        tensors.check_device(self.param_groups[-1]["params"], type(self).__name__)
+        if self._flat:
+            self.use_flat_grads()
+
+    def use_flat_grads(self) -> None:
+        """Keep all gradients in one buffer per dtype, of which every `p.grad` is a view from now on.
+
+        `backward` adds into them, `zero_grad` fills the buffers with zeros whatever `set_to_none` says, and a step
+        need not look for addresses. A parameter that a loss does not reach then has a gradient of 0, not None: it is
+        stepped, and decays. Raises `ConfigError`, and changes nothing, if a parameter is none that kernels can step.
+        """
+        params = list(chain.from_iterable(map(_params, self.param_groups)))
+        for p in params:
+            if not tensors.ordinary(p) or (p.grad is not None and p.grad.layout is not torch.strided):
+                raise ConfigError(
+                    f"use_flat_grads: a parameter of shape {tuple(p.shape)} and dtype {p.dtype} on `{p.device}` cannot "
+                    "have its gradient in a buffer; expected dense float32, float64 or complex tensors in CPU memory."
+                )
+        flat, self._buffers = tensors.flat_like(params)
+        for p, g in zip(params, flat, strict=True):
+            if p.grad is not None:
+                g.copy_(p.grad.detach())
+            p.grad = g
+        self._flat, self._engine = flat, None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's; after `use_flat_grads`, gradients become 0 and stay where they are."""
+        if not self._flat:
+            return super().zero_grad(set_to_none)
+        for buffer in self._buffers:
+            buffer.zero_()
+        params = list(chain.from_iterable(map(_params, self.param_groups)))
+        if not all(map(is_, map(_grad, params), self._flat)):
+            for p, g in zip(params, self._flat, strict=True):
+                p.grad = g
+
+    def state_dict(self) -> dict[str, Any]:
+        before = getattr(self.state, "touched", True)
+        saved = super().state_dict()
+        if not before and not self._optimizer_state_dict_pre_hooks and not self._optimizer_state_dict_post_hooks:
+            # nobody but us has looked; the tensors are the live ones, as torch's are
+            saved["state"] = {k: dict(v) if isinstance(v, dict) else v for k, v in saved["state"].items()}
+            cast(States, self.state).touched = False
+        return saved
+
+    def step(self, closure: Any = None) -> Any:
+        """One step, of all parameters that have a gradient; a closure is called first and gives the loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = self.param_groups
+        given = list(map(_grad, chain.from_iterable(map(_params, groups))))
+        if hasattr(self, "found_inf") and not self._unscaled(given):
+            return loss
+        engine = self._engine
+        if engine is None or not engine.fits(groups, self.state, given, self._flat):
+            self._engine = None  # whatever fails from here on, the next step looks again
+            if type(self.state) is not States:
+                self._own_state()
+            engine = Engine(type(self).__name__, self.kind, groups, self.state, given)
+        if engine.others:
+            self._by_torch(engine.others)
+        engine.run(given)
+        self._engine = engine
+        return loss
+
+    def _unscaled(self, given: list[Any]) -> bool:
+        """What `GradScaler` leaves to optimizers that say they support it; False: skip the step."""
+        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if found_inf is not None and float(found_inf):
+            return False
+        if scale is not None:
+            with torch.no_grad():
+                for g in given:
+                    if g is not None:
+                        g.mul_(1.0 / float(scale))
+        return True
+
+    def _by_torch(self, params: list[torch.Tensor]) -> None:
+        """Let torch's own class step `params` alone."""
+        kind, name = self.kind, type(self).__name__
+        if kind.torch is None:
+            if any(p.grad is not None and p.grad.layout is not torch.strided for p in params):
+                raise RuntimeError(f"{name} does not support sparse gradients")
+            odd = params[0]
+            raise ConfigError(
+                f"{name}: a parameter of shape {tuple(odd.shape)}, dtype {odd.dtype} on `{odd.device}`, with a "
+                f"gradient of dtype {odd.grad.dtype if odd.grad is not None else None}, is none that kernels can "
+                "step; expected float32, float64 or their complex pairs in CPU memory."
+            )
+        step = kind.torch.step
+        while getattr(step, "hooked", False):  # hooks and profile are those of our step
+            step = step.__wrapped__  # type: ignore[attr-defined]
+        chosen = set(map(id, params))
+        kept = [g["params"] for g in self.param_groups]
+        try:
+            for g in self.param_groups:
+                g["params"] = [p for p in g["params"] if id(p) in chosen]
+            step(self)
+        finally:
+            for g, everyone in zip(self.param_groups, kept, strict=True):
+                g["params"] = everyone

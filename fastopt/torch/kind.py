@@ -1,0 +1,112 @@
+"""How a torch class says what a rule says: names of hyperparameters and of states, and when a parameter has begun."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
+
+import torch
+
+from fastopt.groups import MAXIMIZE
+from fastopt.lower import Lowered, lower
+from fastopt.schema import MATRIX, Hyper, Rule
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """One torch class.
+
+    Attributes:
+        rule: the rule of a parameter group.
+        state: rule state -> key of `opt.state[p]`, in the order torch writes them.
+        names: rule hyperparameter -> key of the group, where it is neither the same nor part of `betas`.
+        counted: does `opt.state[p]` hold `step`? If not, a parameter has begun once it has its states.
+        real: does the rule take no pairs for complex numbers?
+        torch: torch's own class, which takes the parameters that kernels cannot.
+        values: group -> what the rule's hyperparameter is, where that is no key's value.
+    """
+
+    rule: Callable[[Mapping[str, Any]], Rule]
+    state: Mapping[str, str]
+    names: Mapping[str, str] = field(default_factory=dict)
+    counted: bool = True
+    real: bool = False
+    torch: type[torch.optim.Optimizer] | None = None
+    values: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
+
+    def key(self, state: str) -> str:
+        return self.state.get(state, state)
+
+    def reader(self, rule: Rule) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+        """Of a group's values, those a rule takes and `maximize`, as numbers."""
+        steps = [self._value(name) for name in rule.schema]
+
+        def read(group: Mapping[str, Any]) -> tuple[Any, ...]:
+            return (*(_plain(step(group)) for step in steps), bool(group.get("maximize", False)))
+
+        return read
+
+    def _value(self, name: str) -> Callable[[Mapping[str, Any]], Any]:
+        if name in self.values:
+            return self.values[name]
+        key = self.names.get(name, name)
+        if name.startswith("beta") and name[4:].isdigit() and key == name:
+            k = int(name[4:]) - 1
+            return lambda group: group["betas"][k] if "betas" in group else group[name]
+        return itemgetter(key)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        value = value.item()
+    return value if isinstance(value, bool) else float(value)
+
+
+class Rows:
+    """torch's parameter groups as plans read settings: a row each, numbers only."""
+
+    def __init__(self, kind: Kind, groups: Sequence[Mapping[str, Any]], of: Sequence[int]):
+        self.rules = [kind.rule(g) for g in groups]
+        self._read = [kind.reader(rule) for rule in self.rules]
+        self._kind, self._of, self.version = kind, of, 0
+        self._schemas: list[dict[str, Hyper]] = [{**r.schema, MAXIMIZE.name: MAXIMIZE} for r in self.rules]
+        self.values = [read(g) for read, g in zip(self._read, groups, strict=True)]
+        self._switches = [self._truths(row, v) for row, v in enumerate(self.values)]
+
+    def update(self, groups: Sequence[Mapping[str, Any]]) -> bool:
+        """Take over changed values; False, and nothing taken, if they ask for other kernels or other state."""
+        if [self._kind.rule(g) for g in groups] != self.rules:
+            return False
+        values = [read(g) for read, g in zip(self._read, groups, strict=True)]
+        if [self._truths(row, v) for row, v in enumerate(values)] != self._switches:
+            return False
+        if values != self.values:
+            self.values, self.version = values, self.version + 1
+        return True
+
+    def lowered(self, row: int, dimensions: int) -> Lowered:
+        rule = self.rules[row]
+        matrix = tuple((n, dimensions == 2) for n in rule.switches if n == MATRIX)
+        return lower(rule, self._switches[row] + matrix)
+
+    def value(self, row: int, name: str) -> Any:
+        return dict(zip(self._schemas[row], self.values[row], strict=True))[name]
+
+    def _truths(self, row: int, values: Sequence[Any]) -> tuple[tuple[str, bool], ...]:
+        named = dict(zip(self._schemas[row], values, strict=True))
+        return tuple((n, bool(named[n])) for n in self.rules[row].switches if n in named)
+
+    # ---- what plan.py asks
+    def rule(self, k: int) -> Rule:
+        return self.rules[self._of[k]]
+
+    def schema(self, row: int) -> dict[str, Hyper]:
+        return self._schemas[row]
+
+    def scheduled(self, row: int) -> bool:
+        return False
+
+    def evaluate(self, row: int, t: int) -> Sequence[Any]:
+        return self.values[row]

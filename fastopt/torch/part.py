@@ -1,0 +1,103 @@
+"""One parameter of a torch optimizer as a kernel meets it: its memory, its states, its layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastopt import state as allocation
+from fastopt.errors import ConfigError
+from fastopt.lower import Lowered
+from fastopt.statements import Level
+from fastopt.torch import tensors
+from fastopt.torch.kind import Kind, Rows
+
+
+@dataclass(eq=False)
+class Part:
+    """`memory` is the parameter itself, or a copy without gaps that is written back after each step."""
+
+    tensor: torch.Tensor
+    row: int
+    lowered: Lowered
+    memory: torch.Tensor
+    array: np.ndarray
+    state: dict[str, np.ndarray] = field(default_factory=dict)
+    narrow: list[str] = field(default_factory=list)  # single numbers that torch keeps in less than float64
+
+    @property
+    def copied(self) -> bool:
+        return self.memory is not self.tensor
+
+    def enter(self) -> None:
+        self.memory.copy_(self.tensor.detach())
+
+    def leave(self) -> None:
+        self.tensor.detach().copy_(self.memory)
+
+
+def part(p: torch.Tensor, rows: Rows, row: int) -> Part:
+    lowered = rows.lowered(row, p.dim())
+    shaped = bool(lowered.sided)
+    if shaped and (p.dim() != 2 or p.is_complex()):
+        raise ConfigError(
+            f"a parameter of shape {tuple(p.shape)} and dtype {p.dtype} is no real matrix, as "
+            f"`{rows.rules[row].name}` needs; give it to another optimizer, such as fastopt.torch.AdamW."
+        )
+    memory, array = p, tensors.view(p, shaped=shaped)
+    if array is None:
+        memory = torch.empty(p.shape, dtype=p.dtype)
+        array = tensors.view(memory, shaped=shaped)
+    assert array is not None
+    return Part(p, row, lowered, memory, array)
+
+
+def adopt(mine: Part, kind: Kind, rows: Rows, held: dict[str, Any]) -> None:
+    """Point `mine.state` into the tensors of `held`, which is `opt.state[p]`; those that are missing start."""
+    if kind.torch is not None:
+        mine.narrow = [s for s, level in mine.lowered.levels if level is Level.REDUCED]
+    order = [s for s in kind.state if s in mine.lowered.state]
+    for name in order + [s for s in mine.lowered.state if s not in order]:
+        key = kind.key(name)
+        if name in mine.narrow:
+            held.setdefault(key, None)
+            continue
+        like = _like(mine, name)
+        if held.get(key) is None:
+            held[key] = _begin(mine, rows, name, like)
+        else:
+            what = f"state `{key}` of a parameter of shape {tuple(mine.tensor.shape)}"
+            held[key] = tensors.adopt(held[key], like, what)
+        array = tensors.view(held[key], shaped=mine.array.flags.c_contiguous and mine.memory.is_contiguous())
+        assert array is not None
+        mine.state[name] = array
+
+
+def _like(mine: Part, name: str) -> torch.Tensor:
+    """A tensor of the state's shape, dtype and layout; its numbers do not matter."""
+    found = allocation._kind(name, mine.lowered, mine.array)
+    assert found is not None
+    dtype, shape = found
+    if shape == mine.array.shape and dtype == mine.array.dtype and name not in dict(mine.lowered.levels):
+        return mine.memory.detach()
+    return torch.from_numpy(np.empty(shape, dtype))
+
+
+def start(mine: Part, rows: Rows, name: str) -> Any:
+    """The number a state starts at, or "p"."""
+    value = rows.rules[mine.row].init.get(name, 0.0)
+    return rows.value(mine.row, value) if isinstance(value, str) and value != "p" else value
+
+
+def _begin(mine: Part, rows: Rows, name: str, like: torch.Tensor) -> torch.Tensor:
+    value = start(mine, rows, name)
+    if value == "p":
+        return torch.empty_like(like).copy_(mine.tensor.detach())
+    made = torch.zeros_like(like, memory_format=torch.preserve_format)
+    if value:
+        target = torch.view_as_real(made) if made.is_complex() else made
+        (target.diagonal() if name in mine.lowered.squares else target).fill_(value)
+    return made
