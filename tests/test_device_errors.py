@@ -242,7 +242,7 @@ def test_devices_that_do_not_fit(gpu):
         fo.pack([w], dtype="f8")
     with pytest.raises(fo.ConfigError, match="`precise` is 1"):
         fo.adamw(w, precise=1)
-    with pytest.raises(fo.DeviceError, match=r"`params` lives on a GPU \(FakeArray\); expected an array in host"):
+    with pytest.raises(fo.DeviceError, match=r"params` lives on a GPU \(FakeArray\); expected an array in host"):
         fo.adamw(np.ones(3)).step(w)
 
 
