@@ -75,7 +75,7 @@ KINDS = ("sgd", "sgld", "adamw", "ftrl", "nadam", "lamb", "adafactor", "prodigy"
 
 
 @pytest.mark.parametrize("variant", [next(variants([CATALOGUE[name]])) for name in KINDS], ids=label)
-def test_every_rule_steps_on_the_device_as_on_the_host(gpu, variant):
+def test_rules_of_every_kind_step_as_on_the_host(gpu, variant):
     params, grads, opt = make(variant, steps=3)
     rule, _ = variant
     more = {n: v for n, v in opt._settings.own[-1].items()}
@@ -380,6 +380,53 @@ def test_arrays_look_like_arrays(gpu):
 
     with pytest.raises(TypeError, match="memory of this process"):
         copy.deepcopy(packed)
+
+
+class Exported:
+    """An array that speaks DLPack alone, and what cuda.core would make of it."""
+
+    def __init__(self, array, strides=None):
+        self.ptr, self.shape, self.dtype = array.address, array.shape, array.dtype
+        self.strides, self.device_id, self.readonly = strides, 0, False
+
+    def __dlpack_device__(self):
+        return 2, self.device_id
+
+    def __dlpack__(self):
+        raise AssertionError("cuda.core asks for it")
+
+
+def test_dlpack_in_and_out(gpu, monkeypatch):
+    from types import SimpleNamespace
+
+    from fastopt.devices import array, foreign
+
+    asked = []
+
+    class View:
+        @staticmethod
+        def from_dlpack(x, stream_ptr):
+            assert stream_ptr == 1  # the default stream waits for the producer
+            return x
+
+        @staticmethod
+        def from_cuda_array_interface(x, stream_ptr):
+            asked.append((x, stream_ptr))
+            return SimpleNamespace(__dlpack__=lambda **options: asked.append(options) or "capsule")
+
+    for module in (array, foreign):
+        monkeypatch.setattr(module, "import_module", lambda name: SimpleNamespace(StridedMemoryView=View))
+    params = small()
+    opt, twin, away = pair(gpu, fo.adamw, params)
+    g = grads_of(params, 0)
+    opt.step(g)
+    twin.step({k: Exported(x, {"w": (5, 1)}.get(k)) for k, x in there(gpu, g).items()})
+    same(opt, twin)
+    with pytest.raises(fo.GradientError, match="gradient of `w` is not C-contiguous"):
+        twin.step({**there(gpu, g), "w": Exported(away["w"], (1, 9))})
+    m = twin.state["m"]["w"]
+    assert m.__dlpack__(stream=7, max_version=(1, 0)) == "capsule"
+    assert asked == [(m, -1), {"stream": -1, "max_version": (1, 0)}]
 
 
 # ---------------------------------------------------------------- the cache
