@@ -1,4 +1,4 @@
-"""What can go wrong with a GPU: no driver, arrays elsewhere, memory gone or used up, kernels that fail later."""
+"""What can go wrong with a GPU: arrays elsewhere, memory gone or used up, kernels that fail later."""
 
 import numpy as np
 import pytest
