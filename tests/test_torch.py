@@ -151,6 +151,7 @@ def test_complex_numbers_are_pairs():
     both(lambda lib, p: lib.RMSprop(p, momentum=0.9, centered=True), dtype=torch.complex64)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch's Adagrad makes sparse tensors itself
 def test_sparse_gradients():
     def sparse(opt, params, t):
         indices = [[1, 3, 1]]  # not coalesced
@@ -430,6 +431,28 @@ def test_closures_hooks_and_gradient_clipping():
         handle.remove()
 
     both(adamw, change=lambda o, params, t: nn.utils.clip_grad_norm_(params, 0.1))
+
+
+def test_hooks_of_all_optimizers_and_the_profiler_see_a_step():
+    from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+    calls = []
+    params = weights()
+    opt = ft.AdamW(params)
+    handles = [
+        register_optimizer_step_pre_hook(lambda o, a, k: calls.append("pre")),
+        register_optimizer_step_post_hook(lambda o, a, k: calls.append("post")),
+    ]
+    train(opt, params, 1)
+    for handle in handles:
+        handle.remove()
+    train(opt, params, 1)
+    assert calls == ["pre", "post"]
+    with torch.autograd.profiler.profile() as seen:
+        train(opt, params, 1)
+    assert [e.name for e in seen.function_events if e.name.startswith("Optimizer.step")] == [
+        "Optimizer.step#AdamW.step"
+    ]
 
 
 @pytest.mark.parametrize("fused", [None, True])

@@ -56,9 +56,12 @@ def contest(
         network = Network((data.features, *HIDDEN[model], data.classes))
         for rule in rules:
             params, options = network.init(seed), rates.options(rule, model, lr)
+            function = _Remembering(network) if "loss" in rule.schema else network.loss_and_grad
+            if isinstance(function, _Remembering):
+                options["loss"] = function.schedule
             size = batch_size or (None if rates.whole(rule) else BATCH_SIZE)
             result = minimize(
-                network.loss_and_grad,
+                function,
                 params,
                 (data.x, data.y),
                 rule=rule,
@@ -74,6 +77,20 @@ def contest(
     return rows
 
 
+class _Remembering:
+    """`loss_and_grad` of a network for rules that take the loss: as a schedule, the value of the batch at hand."""
+
+    def __init__(self, network: Network):
+        self.network, self.loss = network, 0.0
+
+    def __call__(self, *args: Any) -> tuple[float, dict[str, Any]]:
+        self.loss, grads = self.network.loss_and_grad(*args)
+        return self.loss, grads
+
+    def schedule(self, t: int) -> float:
+        return self.loss
+
+
 def _report(watch: Callable[[str, Rule, Run], Any], model: str, rule: Rule, run: Run) -> None:
     watch(model, rule, run)  # what it returns is no reason to stop
 
@@ -81,6 +98,8 @@ def _report(watch: Callable[[str, Rule, Run], Any], model: str, rule: Rule, run:
 def _row(model: str, data: Dataset, network: Network, result: Result, options: dict[str, Any], batch_size: int) -> Row:
     rule, params = result.optimizer.rule, result.params
     _, grads = network.loss_and_grad(params, data.x[:batch_size], data.y[:batch_size])
+    if "loss" in options:
+        options["loss"] = result.history["loss"][-1] if result.history["loss"] else 0.0
     seconds, faster = race(rule, params, grads, **options)
     return Row(
         model=model,

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import wraps
 from itertools import chain
 from operator import attrgetter, is_, itemgetter
 from typing import Any, ClassVar, cast
 
 import torch
+from torch.optim.optimizer import _global_optimizer_post_hooks as _all_after
+from torch.optim.optimizer import _global_optimizer_pre_hooks as _all_before
 
 from fastopt.errors import ConfigError
 from fastopt.torch import tensors
 from fastopt.torch.engine import Engine
 from fastopt.torch.kind import Kind
 
+_profiled: Any = vars(torch.autograd)["_profiler_enabled"]
 _params = itemgetter("params")
 _grad = attrgetter("grad")
 
@@ -49,6 +53,21 @@ for _name in ("__getitem__", "__setitem__", "__delitem__", "__iter__", "__ior__"
     setattr(States, _name, _touching(_name))
 for _name in ("pop", "popitem", "setdefault", "update", "clear", "copy"):
     setattr(States, _name, _touching(_name))
+
+
+def _hooked(step: Any) -> Any:
+    """`step` with hooks and profile, as torch wraps every step; without either, at no cost worth mentioning."""
+    whole = torch.optim.Optimizer.profile_hook_step(step)
+
+    @wraps(step)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        own = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+        if own or _all_before or _all_after or _profiled():
+            return whole(self, *args, **kwargs)
+        return step(self, *args, **kwargs)
+
+    wrapper.hooked = True  # type: ignore[attr-defined]  # which tells torch to wrap it no further
+    return wrapper
 
 
 class Fast(torch.optim.Optimizer):
@@ -114,6 +133,7 @@ class Fast(torch.optim.Optimizer):
             cast(States, self.state).touched = False
         return saved
 
+    @_hooked
     def step(self, closure: Any = None) -> Any:
         """One step, of all parameters that have a gradient; a closure is called first and gives the loss."""
         loss = None
@@ -121,11 +141,12 @@ class Fast(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         groups = self.param_groups
-        given = list(map(_grad, chain.from_iterable(map(_params, groups))))
+        params = list(chain.from_iterable(map(_params, groups)))
+        given = list(map(_grad, params))
         if hasattr(self, "found_inf") and not self._unscaled(given):
             return loss
         engine = self._engine
-        if engine is None or not engine.fits(groups, self.state, given, self._flat):
+        if engine is None or not engine.fits(groups, self.state, params, given, self._flat):
             self._engine = None  # whatever fails from here on, the next step looks again
             if type(self.state) is not States:
                 self._own_state()

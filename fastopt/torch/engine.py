@@ -190,7 +190,12 @@ class Engine:
 
     # ---------------------------------------------------------------- does it fit?
     def fits(
-        self, groups: Sequence[dict[str, Any]], state: Any, given: Sequence[Any], flat: Sequence[torch.Tensor]
+        self,
+        groups: Sequence[dict[str, Any]],
+        state: Any,
+        params: Sequence[torch.Tensor],
+        given: Sequence[Any],
+        flat: Sequence[torch.Tensor],
     ) -> bool:
         """Can `run` be called? Takes over new values of hyperparameters and new addresses of gradients.
 
@@ -198,8 +203,7 @@ class Engine:
         """
         if state is not self._state or groups is not self._groups or len(groups) != len(self._read):
             return False
-        everyone = list(chain.from_iterable(map(_params, groups)))
-        if len(everyone) != len(self._all) or not all(map(is_, everyone, self._all)):
+        if len(params) != len(self._all) or not all(map(is_, params, self._all)):
             return False
         if list(map(_pointer, self._params)) != self._pointers:
             return False
@@ -221,8 +225,11 @@ class Engine:
             return self._flat is flat
         self._flat, seen = None, self._seen
         if seen is not None and all(map(is_, map(call, seen), given)):
-            if list(map(_pointer, self._live(given))) == self._at and list(map(is_, given, repeat(None))) == self._none:
-                return True
+            try:
+                if list(map(_pointer, self._live(given))) == self._at:
+                    return True
+            except TypeError:  # a gradient that died is None now, and so equal to a dead reference
+                pass
         return self._take(given)
 
     def _owns(self) -> bool:
