@@ -20,6 +20,7 @@ from fastopt.errors import (
     TornStateError,
 )
 from fastopt.groups import Group
+from fastopt.lbfgs import lbfgs
 from fastopt.minimize import minimize
 from fastopt.optimizer import Optimizer
 from fastopt.pack import pack
@@ -131,6 +132,7 @@ __all__ = [
     "lamb",
     "laprop",
     "lars",
+    "lbfgs",
     "ldog",
     "lion",
     "madgrad",

@@ -14,6 +14,7 @@ from fastopt.checkpoint.callback import Checkpoint
 from fastopt.data import minibatches
 from fastopt.errors import ConfigError, hint, listing
 from fastopt.groups import Group
+from fastopt.lbfgs import Descent, lbfgs
 from fastopt.params import assign, copied, survey
 from fastopt.process import Process, Result
 from fastopt.schedules import Plateau
@@ -26,7 +27,7 @@ def minimize(
     params: Any,
     data: Any = None,
     *,
-    rule: Rule,
+    rule: Rule | lbfgs,
     batch_size: int | None = None,
     epochs: int | None = None,
     steps: int | None = None,
@@ -47,6 +48,7 @@ def minimize(
         data: one array or a tuple of arrays with the examples along the first axis; or batches that can be iterated
             over once an epoch (`fastopt.minibatches(...)`); or None for a function of the parameters alone.
         batch_size: None for the full set at every step (gradient descent; data order untouched), 1 for single examples.
+        rule: such as `fastopt.adam`; or `fastopt.lbfgs(...)`, which takes all data at every step.
         epochs, steps: limits, one at least. Without mini-batches an epoch is one step, and the loss is evaluated once
             more at the end so that every number in the history belongs to the parameters after its epoch.
         seed, shuffle: the order of mini-batches.
@@ -65,7 +67,9 @@ def minimize(
         ConfigError: for arguments that do not fit together, before anything is changed, or a `loss_and_grad` that
             returns something else. The optimizer's own errors and those of `loss_and_grad` pass through.
     """
-    if not isinstance(rule, Rule):
+    if rule is lbfgs:
+        raise ConfigError("minimize: `rule` is lbfgs itself; call it, with its settings: rule=fastopt.lbfgs().")
+    if not isinstance(rule, Rule | lbfgs):
         raise ConfigError(f"minimize: `rule` is {rule!r}; expected a rule such as fastopt.adam.")
     _check_names(rule, hyper)  # before the limits: a misspelt limit is not a missing one
     for name, limit in (("epochs", epochs), ("steps", steps)):
@@ -81,10 +85,20 @@ def minimize(
         what = f"of type {type(validation).__name__}; expected a function params -> loss, {remedy}"
         raise ConfigError(f"minimize: `validation` is {what}.")
     batches, full = _batches(data, batch_size, seed, shuffle)
+    if isinstance(rule, lbfgs) and not full:
+        raise ConfigError(
+            "minimize: lbfgs compares losses and gradients of one function, so it takes all data at every step: give "
+            "`data` as arrays and no `batch_size`."
+        )
     if not isinstance(groups, Iterable | Group):
         raise ConfigError(f"minimize: `groups` is {groups!r}; expected a list of fastopt.Group(pattern, ...).")
     groups = (groups,) if isinstance(groups, Group) else tuple(groups)
     callbacks = list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
+    if isinstance(rule, lbfgs) and any(isinstance(c, Checkpoint) for c in callbacks):
+        raise ConfigError(
+            "minimize: lbfgs has no state to save: it starts from the parameters alone. Leave out the `Checkpoint` "
+            "and save the parameters in a callback of your own."
+        )
     restarts = [c for c in callbacks if isinstance(c, Restarts)]
     if len(restarts) > 1:
         raise ConfigError("minimize: `callbacks` holds more than one `Restarts`; give one.")
@@ -103,16 +117,17 @@ def minimize(
         def once() -> Result:
             for plateau, state in zip(plateaus, fresh, strict=True):
                 plateau.load_state_dict(state)
-            optimizer = rule(params, groups=groups, **hyper)
+            optimizer: Any = rule(params, groups=groups, **hyper)
             known = None if validation is None else math.nan
             held = None if full else batches
             run = Run(params, optimizer, epochs, steps, validation=known, batches=held, callbacks=callbacks)
-            return Process(run, loss_and_grad, validation, events, plateaus).result(batches, full)
+            process = Descent if isinstance(rule, lbfgs) else Process
+            return process(run, loss_and_grad, validation, events, plateaus).result(batches, full)
 
         return _restarted(restarts[0], once, params, _frozen(params, groups)) if restarts else once()
 
 
-def _check_names(rule: Rule, hyper: Mapping[str, Any]) -> None:
+def _check_names(rule: Rule | lbfgs, hyper: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for a keyword that is neither an option of `minimize` nor a hyperparameter."""
     if "maximize" in hyper:
         raise ConfigError(
@@ -121,6 +136,8 @@ def _check_names(rule: Rule, hyper: Mapping[str, Any]) -> None:
         )
     if "loss" in hyper and "loss" in rule.schema:
         raise ConfigError(f"minimize: `loss` of `{rule.name}` is set at every step by minimize itself; leave it out.")
+    if isinstance(rule, lbfgs) and (mine := sorted(hyper.keys() & vars(rule).keys())):
+        raise ConfigError(f"minimize: `{mine[0]}` is a setting of lbfgs: rule=fastopt.lbfgs({mine[0]}=...).")
     options = list(minimize.__kwdefaults__ or {})
     for name in sorted(hyper.keys() - rule.schema.keys() - {"device", "sparse"}):
         better = hint(name, [*options, *rule.schema])

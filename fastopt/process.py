@@ -29,10 +29,10 @@ class Result:
             of the run to the end of the epoch), with validation also "validation", and "validation.NAME" for the
             further numbers it returned.
         steps, epochs: how many were done; an epoch cut short by `steps` counts.
-        reason: "epochs", "steps", "early stopping", "target", "non-finite loss", "interrupted", or what a callback
-            returned.
+        reason: "epochs", "steps", "early stopping", "target", "non-finite loss", "interrupted", with lbfgs also
+            "converged" and "line search"; or what a callback returned.
         message: the same in a sentence.
-        optimizer: with its state, to go on from here.
+        optimizer: with its state, to go on from here (with lbfgs: of the class `fastopt.lbfgs.Search`).
         runs: with `Restarts`, the final metric of every run.
     """
 

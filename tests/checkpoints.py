@@ -21,6 +21,12 @@ WRAPPED = {
 }
 
 
+# Those that go on stepping in a new process, one for each kind of state: numbers of elements, parameters, rows, columns
+# and all parameters, square matrices, random numbers, averages, wrappers. Of the others the state is compared, bit for
+# bit, and test_catalogue.py goes on from a loaded state with all; each would cost a compile here.
+STEPPED = ("adamw", "adafactor", "adam_mini", "dog", "shampoo", "sgld", "schedule_free_adamw", "nadam", "both")
+
+
 class Wrapped(Case):
     make = property(lambda self: WRAPPED[self.rule])  # type: ignore[assignment]
 
@@ -68,7 +74,8 @@ def content(opt) -> list[bytes]:
     saved = opt.state_dict()
     parts = [s.array.tobytes() for s in opt._segments]
     parts += [f"{s} {n}".encode() + a.tobytes() for s, d in saved["state"].items() for n, a in d.items()]
-    return [*parts, repr((saved["t"], saved["steps"], saved["hyper"], opt.torn)).encode()]
+    hyper = {pattern: dict(sorted(own.items())) for pattern, own in saved["hyper"].items()}
+    return [*parts, repr((saved["t"], saved["steps"], hyper, opt.torn)).encode()]
 
 
 def small(seed=0, **options):
@@ -113,11 +120,10 @@ def header_sum(metadata, tensors):
 def resume(folder: Path) -> None:
     for k, case in enumerate(setups()):
         params, opt, batches = start(case)
-        for segment in opt._segments:
-            segment.array[...] = 99  # the file brings the parameters
         extra = opt.load(folder / f"{k}.safetensors", params=True)
         batches.load_state_dict(extra["data"])
-        advance(case, params, opt, batches, 6)
+        if case.rule in STEPPED:
+            advance(case, params, opt, batches, 6)
         (folder / f"{k}.end").write_bytes(b"".join(content(opt)))
 
 

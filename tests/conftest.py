@@ -208,3 +208,16 @@ def dtype(request) -> str:
 @pytest.fixture
 def torch_twin() -> type[TorchTwin]:
     return TorchTwin
+
+
+@pytest.fixture
+def gpu():
+    """A CUDA driver without a GPU, in place of the real one."""
+    from fake_cuda import FakeDriver
+
+    from fastopt.targets import driver
+
+    fake = FakeDriver()
+    driver.install(fake)
+    yield fake
+    driver.install(None)

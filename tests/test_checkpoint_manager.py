@@ -208,6 +208,26 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(whole, tmp_path)
     assert len(names(tmp_path / "many")) == 2
 
 
+def test_a_run_that_a_callback_has_stopped_stays_stopped(tmp_path):
+    calls = []
+
+    def uphill(w):
+        calls.append(w.copy())
+        return float(len(calls)), -np.ones(2)  # never better than at the start
+
+    def go():
+        callbacks = [fo.KeepBest(), fo.EarlyStopping(patience=2), fo.Checkpoint(Manager(tmp_path))]
+        w = np.zeros(2)
+        return fo.minimize(uphill, w, rule=fo.sgd, lr=0.1, steps=50, callbacks=callbacks), w
+
+    first, _ = go()
+    assert first.reason == "early stopping" and first.steps == 3 and len(calls) == 4
+    again, w = go()
+    assert (again.reason, again.message, again.steps) == (first.reason, first.message, 3)
+    assert again.history["loss"] == first.history["loss"] and w.tolist() == [0, 0]
+    assert len(calls) == 5, "minimize asks for the loss of the start before a callback can load another place"
+
+
 class Stop(Exception):
     pass
 

@@ -32,9 +32,9 @@ def numpy_naive(
     return step
 
 
-def _start(state: np.ndarray, dtype: np.dtype) -> np.ndarray | float:
-    # a number as NumPy would have it: an array of no dimensions would widen the float32 arrays it meets
-    return state.astype(dtype) if state.ndim else float(state)
+def _start(state: np.ndarray, dtype: np.dtype) -> Any:
+    # numbers, too, are of the arrays' type: float64 would widen the arrays, and Python's raise where it divides by 0
+    return state.astype(dtype)[()]
 
 
 def numpy_out(rule: Rule, p: np.ndarray, g: np.ndarray, state: Sequence[str], **given: Any) -> Step | None:

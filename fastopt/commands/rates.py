@@ -29,7 +29,8 @@ class Setting:
     vectors: str = ""
 
 
-# At 30 epochs in batches of 32, eight seeds out of eight reach 0.95 and more on the held-out digits with these.
+# At 30 epochs in batches of 32 every one of eight seeds reaches 0.95 and more on the held-out digits with these; but
+# the worst of adopt is 0.953, and that of dadapt_adam and prodigy 0.9499, on softmax.
 SETTINGS: dict[str, Setting] = {
     "sgd": Setting(0.1, 0.1),
     # the loss is a mean over 1,438 digits, whose posterior is that of temperature 1 / 1,438; this is colder
@@ -59,6 +60,20 @@ SETTINGS: dict[str, Setting] = {
     "ademamix": Setting(3e-3, 3e-3),
     "adan": Setting(5e-3, 3e-3),
     "mars": Setting(5e-3, 3e-3),
+    "lars": Setting(1.0, 1.0, {"momentum": 0.9}),
+    "lamb": Setting(6e-3, 5e-3),
+    "novograd": Setting(0.03, 0.03),
+    "adam_mini": Setting(3e-3, 3e-3),
+    "adafactor": Setting(0.05, 0.03),
+    "polyak": Setting(1.0, 1.0),
+    "sps": Setting(0.1, 0.3),
+    "adagrad_norm": Setting(1.0, 1.0),
+    "dog": Setting(1.0, 1.0),
+    "ldog": Setting(1.0, 1.0),
+    "dadapt_adam": Setting(0.5, 1.0),
+    "prodigy": Setting(1.0, 1.0),
+    "schedule_free_sgd": Setting(0.3, 1.0),
+    "schedule_free_adamw": Setting(0.01, 0.01),
     "muon": Setting(5e-3, 5e-3, vectors="adamw"),
     "shampoo": Setting(0.1, 0.1, {"interval": 10, "eps": 0.1}, vectors="adamw"),
     "soap": Setting(3e-3, 3e-3, vectors="adamw"),

@@ -81,6 +81,8 @@ def _report(watch: Callable[[str, Rule, Run], Any], model: str, rule: Rule, run:
 def _row(model: str, data: Dataset, network: Network, result: Result, options: dict[str, Any], batch_size: int) -> Row:
     rule, params = result.optimizer.rule, result.params
     _, grads = network.loss_and_grad(params, data.x[:batch_size], data.y[:batch_size])
+    if "loss" in rule.schema:  # `minimize` gave it at every step
+        options = {**options, "loss": result.history["loss"][-1] if result.history["loss"] else 0.0}
     seconds, faster = race(rule, params, grads, **options)
     return Row(
         model=model,
@@ -156,7 +158,9 @@ def table(rows: Iterable[Row], data: Dataset) -> Any:
 def plot(rows: Sequence[Row], path: str) -> None:
     """Training loss by epoch, one panel a model."""
     models = list(dict.fromkeys(row.model for row in rows))
-    figure = picture.figure(5 * len(models), 4)
+    rules = len({row.rule for row in rows})
+    beside = rules > 8  # a long legend would hide the curves, or leave them no room
+    figure = picture.figure((8 if beside else 5) * len(models), max(4, 0.2 * rules + 1))
     axes = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
     for axis, model in zip(axes, models, strict=True):
         for row in rows:
@@ -166,7 +170,7 @@ def plot(rows: Sequence[Row], path: str) -> None:
         axis.set(title=model, xlabel="epoch", yscale="log")
         axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
+        axis.legend(fontsize="small", **({"loc": "upper left", "bbox_to_anchor": (1, 1)} if beside else {}))
     picture.plain_numbers(axes[0])  # of all panels: they share the side
     axes[0].set_ylabel("training loss, mean over the epoch's batches")
     picture.save(figure, path)

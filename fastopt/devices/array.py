@@ -136,9 +136,12 @@ class DeviceArray:
             "stream": None,  # what fastopt writes is in order on the stream of the step
         }
 
-    def __dlpack__(self, **options: Any) -> Any:
+    def __dlpack__(self, *, stream: int | None = None, **options: Any) -> Any:
+        # whatever the consumer's stream is: an array does not know on which one the last step was
+        self._driver.synchronize(self.device)
         utils = import_module("cuda.core.utils")
-        return utils.StridedMemoryView.from_cuda_array_interface(self).__dlpack__(**options)
+        view = utils.StridedMemoryView.from_cuda_array_interface(self, stream_ptr=-1)
+        return view.__dlpack__(stream=-1, **options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return 2, self.device  # kDLCUDA

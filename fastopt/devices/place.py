@@ -62,9 +62,7 @@ class Host:
 
     parameter = staticmethod(arrays.parameter)
     zeros = staticmethod(arrays.zeros)
-
-    def span(self, array: np.ndarray) -> tuple[int, int]:
-        return array.ctypes.data, array.ctypes.data + array.nbytes
+    span = staticmethod(arrays.span)
 
     def check(self, settings: Settings, owned: Sequence[np.ndarray], sparse: str) -> None:
         pass

@@ -209,12 +209,15 @@ class _Cuda:
         return Call(function, blocks, threads, pointers.ctypes.data, (values, pointers))
 
     def run(self, device: int, calls: Sequence[Call], stream: int) -> None:
-        with self._on(device):
-            launch = self._cu.cuLaunchKernel
+        launch = self._cu.cuLaunchKernel
+        self._ask("cuCtxPushCurrent", self._context(device))  # not `_on`: every step comes here
+        try:
             for function, blocks, threads, arguments, _ in calls:
                 (code,) = launch(function, blocks, 1, 1, threads, 1, 1, 0, stream, arguments, 0)
                 if int(code):
                     raise self._error(code, "cuLaunchKernel")
+        finally:
+            self._cu.cuCtxPopCurrent()
 
     # ---------------------------------------------------------------- streams
     def wait(self, device: int, stream: int, other: int) -> None:
@@ -228,8 +231,11 @@ class _Cuda:
             self._ask("cuCtxSynchronize")
 
     def capturing(self, device: int, stream: int) -> bool:
-        with self._on(device):
+        self._ask("cuCtxPushCurrent", self._context(device))
+        try:
             code, status = self._cu.cuStreamIsCapturing(stream)
+        finally:
+            self._cu.cuCtxPopCurrent()
         return not int(code) and int(status) != 0  # an error here is one of the launch, too, which reports it
 
     @contextmanager
