@@ -14,8 +14,8 @@ from fastopt.devices.foreign import on_gpu, view
 from fastopt.errors import ArrayTypeError, ConfigError, DeviceError
 from fastopt.gradients import Gradients
 from fastopt.groups import Settings
+from fastopt.launch import Segment
 from fastopt.params import Tree
-from fastopt.plan import Segment
 from fastopt.targets import driver
 from fastopt.touched import Touched
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from fastopt import build
 from fastopt.errors import DeviceError
-from fastopt.lower import Lowered
+from fastopt.lowered import Lowered
 from fastopt.targets import cpu, cuda_clock, cuda_loops, cuda_numbers, text
 
 THREADS = 256  # that of cuda_sums.py, which cannot be imported without numba-cuda
