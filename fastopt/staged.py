@@ -31,8 +31,8 @@ class Staged:
     def write_hyper(self, settings: Settings, t: int) -> None:
         """Bring the columns of every row to step `t`. Raises `ConfigError` and launches nothing."""
         if self._version != settings.version:
-            self._fixed, self._version = [None] * len(self.rows), settings.version
             self.values = [[] for _ in self.rows]
+            self._fixed, self._version = [None] * len(self.rows), settings.version
         every, timed = self.stages
         for k, (row, missed) in enumerate(self.rows):
             values = self._fixed[k]
