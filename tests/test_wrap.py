@@ -201,7 +201,7 @@ LAYERED = ("grokfast", "clip_value", "cautious", "nested")
 PAIRS = [(n, w) for w in WRAPPED for n in (RULES if w in LAYERED else ("momentum", "factored", "matrices"))]
 
 
-@pytest.mark.parametrize(("name", "wrapper"), PAIRS, ids="-".join)
+@pytest.mark.parametrize(("name", "wrapper"), PAIRS)
 def test_one_kernel_does_what_the_steps_do_one_after_another(name, wrapper):
     (rule, hyper), (wrap, layers) = RULES[name], WRAPPED[wrapper]
     p, gradients = drawn()
