@@ -124,7 +124,7 @@ def keep_share(counts: np.ndarray, threshold: float) -> np.ndarray:
     return np.minimum(1, np.sqrt(threshold / frequency) + threshold / frequency).astype(np.float32)
 
 
-def negatives_table(counts: np.ndarray, power: float = 0.75, size: int = 1 << 20) -> np.ndarray:
+def negatives_table(counts: np.ndarray, power: float = 0.75, size: int = 1 << 17) -> np.ndarray:
     """int32: each word as often as it should be drawn, in proportion to count**power, at least once."""
     weights = counts.astype(np.float64) ** power
     times = np.maximum(1, np.floor(weights * (max(size, 4 * len(counts)) / math.fsum(weights)))).astype(np.int64)

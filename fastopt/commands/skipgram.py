@@ -17,7 +17,7 @@ import numpy as np
 import fastopt as fo
 from fastopt import build, threads
 
-PARTS = 4
+PARTS = 2
 TABLES = "in", "out"
 WIDEST = 20  # of a window, on each side, and of the number of negatives
 
@@ -114,12 +114,13 @@ def gradients(text, begin, end, w_in, w_out, used, slots_in, slots_out, inputs, 
             slots_out[part, outputs[part, k]] = -1
             g_out[at_out + k] = 0
         y, gy = np.empty((T, dim), np.float32), np.empty((T, dim), np.float32)
-        s = np.empty(T, np.float32)
+        s, live = np.empty(T, np.float32), np.empty(T, np.bool_)
         loss, scores = 0.0, 0
         for b in range(lo, hi):
             i = begin + b
             for k in range(T):
                 row = targets[b, k, 1]
+                live[k] = k == 0 or row != text[i]
                 for d in range(dim):
                     y[k, d] = w_out[row, d]
                     gy[k, d] = 0
@@ -134,20 +135,21 @@ def gradients(text, begin, end, w_in, w_out, used, slots_in, slots_out, inputs, 
 {stores}
                 right = 1.0
                 for k in range(T):
-                    if k and targets[b, k, 1] == text[i]:
-                        s[k] = 0
-                        continue
                     z = s[k] if k == 0 else -s[k]
                     p = types.float32(1) / (types.float32(1) + math.exp(-z))
+                    p = p if live[k] else types.float32(1)
                     right *= max(types.float64(p), 1e-14)  # the product of {targets} cannot underflow
                     s[k] = p - types.float32(1) if k == 0 else types.float32(1) - p
-                    scores += 1
+                    scores += live[k]
                 loss -= math.log(right)
 {loads}
+                # a loop that writes one array is vectorised; more would have to be compared for overlaps first
                 for d in range(dim):
-                    xd = x[d]
                     gx[d] += {mix}
-{spread}
+                for k in range(T):
+                    sk = s[k]
+                    for d in range(dim):
+                        gy[k, d] += sk * x[d]
             for k in range(T):
                 row = at_out + targets[b, k, 0]
                 for d in range(dim):
@@ -170,7 +172,6 @@ def kernels(negatives: int) -> Any:
         stores="\n".join(f"{' ' * 16}s[{k}] = s{k}" for k in every),
         loads="\n".join(f"{' ' * 16}s{k} = s[{k}]" for k in every),
         mix=" + ".join(f"s{k} * y[{k}, d]" for k in every),
-        spread="\n".join(f"{' ' * 20}gy[{k}, d] += s{k} * xd" for k in every),
     )
     return build.load(text, f"skipgram_{negatives}")
 

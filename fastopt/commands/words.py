@@ -100,3 +100,50 @@ def train(
 
 def _seed(seed: int, epoch: int, purpose: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, purpose]).generate_state(1, np.uint64)[0])
+
+
+def table(embedding: Embedding, words: Sequence[str]) -> Any:
+    """The nearest neighbours of words as a rich table."""
+    rich = need("rich.table", "rich", "the table")
+    shown = rich.Table(title=f"{embedding.corpus.name}: nearest words, and the cosines of the angles between them")
+    shown.add_column("word")
+    shown.add_column("nearest")
+    for word in words:
+        near = embedding.nearest(word)
+        shown.add_row(word.lower(), "  ".join(f"{other} {cosine:.2f}" for other, cosine in near))
+    return shown
+
+
+def asked(corpus: Corpus, words: Sequence[str] | None) -> list[str]:
+    """The words whose neighbours are shown. Raises `ConfigError` for one that the text has not."""
+    if words:
+        for word in words:
+            corpus.number(word)
+        return list(dict.fromkeys(word.lower() for word in words))
+    usual = [word for word in ASKED if word in corpus.words]
+    # of another text: frequent words, but not those that are in every text
+    some = [word for word in corpus.words[len(corpus.words) // 50 :] if len(word) > 4][: len(ASKED)]
+    return usual if len(usual) > len(ASKED) // 2 else some or list(corpus.words[: len(ASKED)])
+
+
+def plot(embedding: Embedding, words: Sequence[str], path: str) -> None:
+    """The words and their neighbours in the plane of their two principal components."""
+    pca = need("sklearn.decomposition", "scikit-learn", "--plot").PCA
+    groups = [[word, *(other for other, _ in embedding.nearest(word))] for word in words]
+    numbers = [embedding.corpus.number(word) for group in groups for word in group]
+    # the sign of a component is arbitrary, but scikit-learn fixes it: the same vectors give the same picture
+    places = pca(n_components=2, svd_solver="full").fit_transform(embedding.vectors[numbers])
+    drawn = picture.figure(9, 7)
+    axis, at, shown = drawn.subplots(), 0, set()
+    for k, group in enumerate(groups):
+        here = places[at : at + len(group)]
+        at += len(group)
+        axis.scatter(here[:, 0], here[:, 1], s=12, color=f"C{k % 10}")
+        for word, (x, y) in zip(group, here, strict=True):
+            if word not in shown:  # a word may be near to several
+                weight = "bold" if word == group[0] else "normal"
+                axis.annotate(word, (x, y), (3, 2), textcoords="offset points", fontsize=8, weight=weight)
+            shown.add(word)
+    axis.set(title=f"{embedding.corpus.name}: words and their nearest words", xticks=[], yticks=[])
+    axis.set(xlabel="first principal component", ylabel="second principal component")
+    picture.save(drawn, path)
