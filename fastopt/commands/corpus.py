@@ -57,7 +57,7 @@ class Corpus:
 
 
 def corpus(name: str, texts: Iterable[str], min_count: int = 5) -> Corpus:
-    """Lower-cased words of the texts that occur `min_count` times or more. Raises `ConfigError` if there are too few."""
+    """Lower-cased words of texts that occur `min_count` times or more. Raises `ConfigError` if they are too few."""
     found = [word for text in texts for word in WORD.findall(text.lower())]
     counter = Counter(found)
     # equally frequent words in the order of the alphabet: the numbers depend on the text alone

@@ -137,8 +137,9 @@ def words(args: argparse.Namespace) -> int:
     if args.plot:
         picture.check(args.plot)
         need("sklearn", "scikit-learn", "--plot")
-    rule, names = _one_rule(args), ("epochs", "batch_size", "lr", "dim", "window", "negatives", "seed")
-    settings = job.Settings(**{n: getattr(args, n) for n in names if getattr(args, n) is not None})
+    rule, names = _one_rule(args), ("epochs", "batch_size", "dim", "window", "negatives", "seed")
+    given = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+    settings = job.Settings(**given, lr=_rate(args, rule, job.LR))
     least = {} if args.min_count is None else {"min_count": args.min_count}
     text = corpus.standard_library(**least) if args.text is None else corpus.from_file(args.text, **least)
     asked = job.asked(text, args.words)
@@ -171,13 +172,14 @@ def ratings(args: argparse.Namespace) -> int:
     need("rich", "rich", "fastopt train")
     if args.plot:
         picture.check(args.plot)
-    rule, names = _one_rule(args), ("epochs", "batch_size", "lr", "dim", "seed")
+    rule, names = _one_rule(args), ("epochs", "batch_size", "dim", "seed")
     options = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
     data = job.synthetic() if args.data is None else job.from_file(args.data)
     with _bar("epochs", options.get("epochs", job.EPOCHS)) as show:
         result = job.train(
             data,
             rule=rule,
+            lr=_rate(args, rule, job.LR),
             watch=lambda epoch, training, held_out: show(epoch, f"error {training:.4f}, held out {held_out:.4f}"),
             **options,
         )
@@ -197,6 +199,15 @@ def _one_rule(args: argparse.Namespace) -> Any:
     if len(names) > 1:
         raise ConfigError(f"--rule: got {', '.join(names)}; --task {args.task} trains with one rule.")
     return rule_named(names[0])
+
+
+def _rate(args: argparse.Namespace, rule: Any, adagrad: float) -> float:
+    """The lr: what is given, or the task's for adagrad, or the rule's on digits."""
+    from fastopt.commands import rates
+
+    if args.lr is not None:
+        return args.lr
+    return adagrad if rule.name == "adagrad" else rates.options(rule, "mlp")["lr"]
 
 
 @contextmanager
