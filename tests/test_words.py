@@ -104,7 +104,7 @@ def test_the_same_bits_for_any_number_of_threads_and_others_for_another_seed():
 @pytest.mark.parametrize("rule", [fo.adagrad, fo.adam], ids=lambda r: r.name)
 def test_words_that_occur_together_become_neighbours(rule):
     corpus, seen = texts.corpus("two worlds", [two_worlds()]), []
-    lr = 0.2 if rule is fo.adagrad else 0.01
+    lr = 0.2 if rule is fo.adagrad else 0.03
     settings = words.Settings(batch_size=250, dim=DIM, window=WINDOW, lr=lr, epochs=5)
     result = words.train(corpus, settings, rule, seen.append)
     assert [s.tokens for s in seen] == sorted(s.tokens for s in seen) and seen[-1].tokens == 5 * corpus.read
