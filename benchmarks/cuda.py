@@ -20,7 +20,8 @@ import numpy as np
 
 import fastopt as fo
 from benchmarks import cuda_peers, facts
-from fastopt.lower import Lowered, lower
+from fastopt.lower import lower
+from fastopt.lowered import Lowered
 from fastopt.rules import CATALOGUE
 from fastopt.schema import Rule
 from fastopt.targets import driver

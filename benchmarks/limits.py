@@ -12,7 +12,7 @@ import numpy as np
 
 from fastopt.commands.bench import buffer
 from fastopt.commands.peers import Step
-from fastopt.lower import Lowered
+from fastopt.lowered import Lowered
 
 BLOCK = 1 << 14  # elements; within a few per cent of the best for every block from 2^12 to half the array
 

@@ -76,7 +76,19 @@ from fastopt.schema import Domain, Fraction, NonNegative, OpenFraction, Rule
 from fastopt.scipy_bridge import scipy_method
 from fastopt.source import source
 from fastopt.threads import set_num_threads
-from fastopt.wrappers import cautious, clip_value, ema, grokfast
+from fastopt.wrappers import (
+    agc,
+    cautious,
+    centralize,
+    clip_each_norm,
+    clip_norm,
+    clip_value,
+    ema,
+    grokfast,
+    lookahead,
+    noisy,
+    normalize,
+)
 
 if TYPE_CHECKING:
     from fastopt.rules import keras, optax
@@ -119,9 +131,13 @@ __all__ = [
     "adan",
     "ademamix",
     "adopt",
+    "agc",
     "asgd",
     "cautious",
+    "centralize",
     "checkpoint",
+    "clip_each_norm",
+    "clip_norm",
     "clip_value",
     "dadapt_adam",
     "dog",
@@ -135,6 +151,7 @@ __all__ = [
     "lbfgs",
     "ldog",
     "lion",
+    "lookahead",
     "madgrad",
     "mars",
     "math",
@@ -142,6 +159,8 @@ __all__ = [
     "minimize",
     "muon",
     "nadam",
+    "noisy",
+    "normalize",
     "novograd",
     "optax",
     "pack",

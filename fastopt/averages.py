@@ -14,6 +14,7 @@ import numpy as np
 from fastopt import plan
 from fastopt.errors import ConfigError, DeviceError
 from fastopt.groups import Settings
+from fastopt.launch import Segment
 from fastopt.lower import lower
 
 _T, _DIRTY, _STEPS = 0, 1, 2  # the clock, see optimizer.py
@@ -29,7 +30,7 @@ class Averages:
     params: Any
     _place: Any
     _settings: Settings
-    _segments: list[plan.Segment]
+    _segments: list[Segment]
     _clock: np.ndarray
     _aside: list[np.ndarray | None] | None = None
 

@@ -10,7 +10,8 @@ from typing import Any, cast
 import numpy as np
 
 from fastopt.errors import ConcurrentUseError, ConfigError, listing
-from fastopt.lower import Lowered, lower
+from fastopt.lower import lower
+from fastopt.lowered import Lowered
 from fastopt.schema import MATRIX, REQUIRED, Domain, Hyper, Rule
 
 Setting = float | bool | Callable[[int], float]

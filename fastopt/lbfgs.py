@@ -81,7 +81,7 @@ class Search:
         tree, leaves = arrays.survey(params)
         names = tree.names()
         owned = [arrays.parameter(x, n) for x, n in zip(leaves, names, strict=True)]
-        arrays.check_overlap(owned, names)
+        arrays.check_overlap([arrays.span(a) for a in owned], names)
         if len({a.dtype for a in owned}) > 1:
             raise ConfigError(
                 f"lbfgs: {listing(names)} are of two dtypes; give them one: fastopt.pack(params, dtype=...)."

@@ -199,6 +199,11 @@ def gradient(x: Any, like: np.ndarray, name: str) -> np.ndarray:
     return np.require(np.asarray(g), g.dtype.newbyteorder("="), ("C", "A"))
 
 
+def span(array: np.ndarray) -> tuple[int, int]:
+    """The address of an array's first byte, and of the one after its last."""
+    return array.ctypes.data, array.ctypes.data + array.nbytes
+
+
 def check_overlap(spans: Sequence[tuple[int, int]], names: tuple[str, ...]) -> None:
     """Raise `ConfigError` if two parameters share memory: a kernel would update the shared part twice."""
     found = sorted((start, end, n) for (start, end), n in zip(spans, names, strict=True) if start < end)

@@ -4,8 +4,9 @@ import ast
 from functools import cached_property
 
 from fastopt import math
-from fastopt.expressions import Expressions, call
+from fastopt.expressions import Expressions
 from fastopt.statements import VECTORS, Level, Value
+from fastopt.values import call
 
 # What a reduction of elements gives, and the count that a mean divides by.
 _OVER = {

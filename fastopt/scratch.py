@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastopt.lower import Lowered
+from fastopt.lowered import Lowered
 from fastopt.matrices import MatrixCall, MatrixFunction, Work
 from fastopt.params import zeros
 from fastopt.statements import Level

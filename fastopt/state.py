@@ -11,9 +11,9 @@ import numpy as np
 
 from fastopt.errors import CheckpointError, ConfigError, listing
 from fastopt.groups import Settings
-from fastopt.lower import Lowered
+from fastopt.launch import Segment
+from fastopt.lowered import Lowered
 from fastopt.params import ALIGN, zeros
-from fastopt.plan import Segment
 from fastopt.statements import Level
 
 FORMAT = 1

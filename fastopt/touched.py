@@ -18,7 +18,7 @@ import numpy as np
 from fastopt import build
 from fastopt import work as worklist
 from fastopt.errors import ConfigError, GradientError
-from fastopt.lower import Lowered
+from fastopt.lowered import Lowered
 from fastopt.params import zeros
 from fastopt.rows import Rows
 from fastopt.schema import MATRIX, Rule

@@ -66,7 +66,7 @@ class Wrapper:
         tree = splice.define(rule.source, state, (*both, *supplied), statements)
         formula = self._function(rule, renamed, title, state, both, supplied)
         source = Formula(formula, tree, rule.source.file, title)
-        starts = {renamed[s]: renamed.get(v, v) if isinstance(v, str) else v for s, v in self.init.items()}
+        starts = {renamed[s]: renamed.get(v, v) if v in schema else v for s, v in self.init.items()}
         made = Rule(
             name=title,
             formula=formula,

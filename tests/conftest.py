@@ -12,7 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-CACHE = tempfile.mkdtemp(prefix="fastopt-tests-")
+# with pytest -n the workers share the folder of the process that starts them
+CACHE = os.environ.get("FASTOPT_TESTS_CACHE") or tempfile.mkdtemp(prefix="fastopt-tests-")
+OWNED = "FASTOPT_TESTS_CACHE" not in os.environ
+os.environ["FASTOPT_TESTS_CACHE"] = CACHE
 os.environ["FASTOPT_CACHE_DIR"] = CACHE
 
 import numpy as np  # noqa: E402
@@ -23,7 +26,8 @@ import fastopt as fo  # noqa: E402
 
 
 def pytest_unconfigure():
-    shutil.rmtree(CACHE, ignore_errors=True)
+    if OWNED:
+        shutil.rmtree(CACHE, ignore_errors=True)
 
 
 # ---- registries ------------------------------------------------------------------------------------------------------
@@ -208,3 +212,16 @@ def dtype(request) -> str:
 @pytest.fixture
 def torch_twin() -> type[TorchTwin]:
     return TorchTwin
+
+
+@pytest.fixture
+def gpu():
+    """A CUDA driver without a GPU, in place of the real one."""
+    from fake_cuda import FakeDriver
+
+    from fastopt.targets import driver
+
+    fake = FakeDriver()
+    driver.install(fake)
+    yield fake
+    driver.install(None)

@@ -76,7 +76,7 @@ def test_every_rule_of_the_catalogue_is_packed(name):
     """At its defaults. Sums and numbers are float64 on purpose: rules with those are searched for packed code only."""
     if platform.machine().lower() not in ("x86_64", "amd64", "arm64", "aarch64"):
         pytest.skip("no patterns for this processor")
-    rule, lowered = CATALOGUE[name], usual(CATALOGUE[name])
+    rule, lowered = CATALOGUE[name], usual(CATALOGUE[name], matrix=True)
     if lowered.matrices or lowered.shaped:
         pytest.skip("its loops run along rows, or are products of matrices")
     text = fo.source(

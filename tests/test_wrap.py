@@ -97,7 +97,65 @@ class Careful:
         return p + (new - p) * agree / max(agree.mean(), 1e-3)
 
 
+class Layer:
+    """A wrapper that leaves one of the two as it is."""
+
+    def gradient(self, g):
+        return g
+
+    def change(self, p, g, new):
+        return new
+
+
+class Shorter(Layer):
+    def __init__(self, most):
+        self.most = most
+
+    def gradient(self, g):
+        return g * min(1.0, self.most / (np.sqrt((g * g).sum()) + 1e-6))
+
+
+class Rows(Layer):
+    """Adaptive clipping, which looks at the parameter: `seen` is told by `unfused`."""
+
+    def gradient(self, g, p):
+        n, most = np.sqrt((g**2).sum(1)), 0.5 * np.maximum(np.sqrt((p**2).sum(1)), 1e-3)
+        return np.stack([row if k <= m else row * (m / k) for row, k, m in zip(g, n, most, strict=True)])
+
+
+class Central(Layer):
+    def gradient(self, g):
+        return g - g.mean(1, keepdims=True)
+
+
+class Unit(Layer):
+    def __init__(self, by_rms):
+        self.by_rms = by_rms
+
+    def gradient(self, g):
+        return g / ((np.sqrt((g * g).mean()) if self.by_rms else np.linalg.norm(g)) + 1e-8)
+
+
+class Slower(Layer):
+    slow, t = None, 0
+
+    def change(self, p, g, new):
+        self.slow = p if self.slow is None else self.slow
+        self.t += 1
+        if self.t % 3:
+            return new
+        self.slow = self.slow + 0.25 * (new - self.slow)
+        return self.slow
+
+
 WRAPPED = {
+    "clip_norm": (lambda rule: fo.clip_norm(rule, 2.0), lambda: [Shorter(2.0)]),
+    "agc": (lambda rule: fo.agc(rule, clipping=0.5), lambda: [Rows()]),
+    "centralized unit": (lambda rule: fo.centralize(fo.normalize(rule)), lambda: [Central(), Unit(False)]),
+    "by rms, then lookahead": (
+        lambda rule: fo.lookahead(fo.normalize(rule, by_rms=True), interval=3, alpha=0.25),
+        lambda: [Slower(), Unit(True)],
+    ),
     "grokfast": (lambda rule: fo.grokfast(rule, alpha=0.7, lamb=1.5), lambda: [Slow(0.7, 1.5)]),
     "clip_value": (lambda rule: fo.clip_value(rule, 0.5), lambda: [Clipped(0.5)]),
     "cautious": (fo.cautious, lambda: [Careful()]),
@@ -121,7 +179,7 @@ def unfused(rule, hyper, layers, p, gradients):
         seen, given = g, []
         for layer in layers:
             given.append(seen)
-            seen = layer.gradient(seen)
+            seen = layer.gradient(seen, p) if isinstance(layer, Rows) else layer.gradient(seen)
         timed = {"t": t} if rule.timed else {}
         new, *state = as_tuple(rule.formula(p, seen, *state, **settings(rule, hyper), **supplied, **timed))
         for layer, g_of in zip(reversed(layers), reversed(given), strict=True):
@@ -139,8 +197,11 @@ def drawn(shape=(6, 9), steps=4):
     return rng.normal(size=shape), [rng.normal(size=shape) for _ in range(steps)]
 
 
-@pytest.mark.parametrize("wrapper", WRAPPED)
-@pytest.mark.parametrize("name", RULES)
+LAYERED = ("grokfast", "clip_value", "cautious", "nested")
+PAIRS = [(n, w) for w in WRAPPED for n in (RULES if w in LAYERED else ("momentum", "factored", "matrices"))]
+
+
+@pytest.mark.parametrize(("name", "wrapper"), PAIRS)
 def test_one_kernel_does_what_the_steps_do_one_after_another(name, wrapper):
     (rule, hyper), (wrap, layers) = RULES[name], WRAPPED[wrapper]
     p, gradients = drawn()
@@ -192,6 +253,41 @@ def test_it_is_one_kernel_with_one_buffer_more():
     assert fo.source(rule).count("_at[i]\n") == 2 + 3  # loads: p, g, and the three states
     assert lower(fo.cautious(fo.sgd), (("momentum", False), ("nesterov", False))).state == ()
     assert len(lower(fo.cautious(fo.adamw), (("amsgrad", False),)).passes) == 2  # a mean must be known before the end
+
+
+def test_clip_norm_is_torchs_over_all_parameters():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(4)
+    shapes = [(3, 4), (5,), (), (2, 3, 2)]
+    p = [rng.normal(size=s) for s in shapes]
+    theirs = [torch.tensor(x) for x in p]
+    opt = fo.clip_norm(fo.adamw, 0.7)(p, lr=0.1, groups=[fo.Group("1", lr=0.01)])
+    twin = torch.optim.AdamW([{"params": [x], "lr": 0.01 if k == 1 else 0.1} for k, x in enumerate(theirs)])
+    for t in range(20):
+        g = [rng.normal(size=s) * (0.05 if t % 3 == 0 else 1.0) for s in shapes]  # some need no clipping
+        for x, y in zip(theirs, g, strict=True):
+            x.grad = torch.tensor(y)
+        torch.nn.utils.clip_grad_norm_(theirs, 0.7)
+        twin.step()
+        opt.step(g)
+    for x, y in zip(p, theirs, strict=True):
+        np.testing.assert_allclose(x, y.numpy(), rtol=0, atol=1e-12)
+
+
+def test_clip_norm_reads_the_gradients_once_more_and_writes_nothing():
+    lowered = lower(fo.clip_norm(fo.adamw, 1.0), (("amsgrad", False),))
+    first, second = lowered.passes
+    assert [b for _, b in first.loads] == ["g"] and not first.stores
+    assert len(second.loads) == 4 and len(second.stores) == 3
+
+
+def test_noise_has_the_variance_of_its_schedule():
+    p = np.zeros(1 << 20)
+    opt = fo.noisy(fo.sgd, eta=0.5, gamma=0.5)(p, lr=1.0)
+    for t in (1, 2, 3):
+        p[...] = 0
+        opt.step(np.zeros_like(p))
+        assert abs(p.var() / (0.5 / t**0.5) - 1) < 0.01  # seven standard errors of 2**20 squares
 
 
 def test_names_that_the_rule_has_as_well_get_the_wrappers_in_front():

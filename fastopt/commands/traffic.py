@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from fastopt.lower import Lowered, lower
+from fastopt.lower import lower
+from fastopt.lowered import Lowered
 from fastopt.schema import MATRIX, Rule
 from fastopt.statements import Level
 

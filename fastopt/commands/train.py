@@ -56,12 +56,9 @@ def contest(
         network = Network((data.features, *HIDDEN[model], data.classes))
         for rule in rules:
             params, options = network.init(seed), rates.options(rule, model, lr)
-            function = _Remembering(network) if "loss" in rule.schema else network.loss_and_grad
-            if isinstance(function, _Remembering):
-                options["loss"] = function.schedule
             size = batch_size or (None if rates.whole(rule) else BATCH_SIZE)
             result = minimize(
-                function,
+                network.loss_and_grad,
                 params,
                 (data.x, data.y),
                 rule=rule,
@@ -77,20 +74,6 @@ def contest(
     return rows
 
 
-class _Remembering:
-    """`loss_and_grad` of a network for rules that take the loss: as a schedule, the value of the batch at hand."""
-
-    def __init__(self, network: Network):
-        self.network, self.loss = network, 0.0
-
-    def __call__(self, *args: Any) -> tuple[float, dict[str, Any]]:
-        self.loss, grads = self.network.loss_and_grad(*args)
-        return self.loss, grads
-
-    def schedule(self, t: int) -> float:
-        return self.loss
-
-
 def _report(watch: Callable[[str, Rule, Run], Any], model: str, rule: Rule, run: Run) -> None:
     watch(model, rule, run)  # what it returns is no reason to stop
 
@@ -98,8 +81,8 @@ def _report(watch: Callable[[str, Rule, Run], Any], model: str, rule: Rule, run:
 def _row(model: str, data: Dataset, network: Network, result: Result, options: dict[str, Any], batch_size: int) -> Row:
     rule, params = result.optimizer.rule, result.params
     _, grads = network.loss_and_grad(params, data.x[:batch_size], data.y[:batch_size])
-    if "loss" in options:
-        options["loss"] = result.history["loss"][-1] if result.history["loss"] else 0.0
+    if "loss" in rule.schema:  # `minimize` gave it at every step
+        options = {**options, "loss": result.history["loss"][-1] if result.history["loss"] else 0.0}
     seconds, faster = race(rule, params, grads, **options)
     return Row(
         model=model,
@@ -175,7 +158,9 @@ def table(rows: Iterable[Row], data: Dataset) -> Any:
 def plot(rows: Sequence[Row], path: str) -> None:
     """Training loss by epoch, one panel a model."""
     models = list(dict.fromkeys(row.model for row in rows))
-    figure = picture.figure(5 * len(models), 4)
+    rules = len({row.rule for row in rows})
+    beside = rules > 8  # a long legend would hide the curves, or leave them no room
+    figure = picture.figure((8 if beside else 5) * len(models), max(4, 0.2 * rules + 1))
     axes = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
     for axis, model in zip(axes, models, strict=True):
         for row in rows:
@@ -185,7 +170,7 @@ def plot(rows: Sequence[Row], path: str) -> None:
         axis.set(title=model, xlabel="epoch", yscale="log")
         axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
+        axis.legend(fontsize="small", **({"loc": "upper left", "bbox_to_anchor": (1, 1)} if beside else {}))
     picture.plain_numbers(axes[0])  # of all panels: they share the side
     axes[0].set_ylabel("training loss, mean over the epoch's batches")
     picture.save(figure, path)

@@ -15,8 +15,8 @@ from fastopt.devices.gradients import DeviceGradients
 from fastopt.errors import ArrayTypeError, DeviceError
 from fastopt.gradients import Gradients
 from fastopt.groups import Settings
+from fastopt.launch import Segment
 from fastopt.params import FLOATS, Tree
-from fastopt.plan import Segment
 from fastopt.targets import cubins, cuda, driver
 from fastopt.targets.driver import Call
 from fastopt.touched import Touched

@@ -14,8 +14,8 @@ from fastopt.devices.foreign import on_gpu, view
 from fastopt.errors import ArrayTypeError, ConfigError, DeviceError
 from fastopt.gradients import Gradients
 from fastopt.groups import Settings
+from fastopt.launch import Segment
 from fastopt.params import Tree
-from fastopt.plan import Segment
 from fastopt.targets import driver
 from fastopt.touched import Touched
 
@@ -62,9 +62,7 @@ class Host:
 
     parameter = staticmethod(arrays.parameter)
     zeros = staticmethod(arrays.zeros)
-
-    def span(self, array: np.ndarray) -> tuple[int, int]:
-        return array.ctypes.data, array.ctypes.data + array.nbytes
+    span = staticmethod(arrays.span)
 
     def check(self, settings: Settings, owned: Sequence[np.ndarray], sparse: str) -> None:
         pass

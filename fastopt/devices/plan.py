@@ -15,9 +15,10 @@ from fastopt.devices.array import DeviceArray, upload, zeros
 from fastopt.errors import DeviceError
 from fastopt.gradients import Gradients
 from fastopt.groups import Settings
-from fastopt.lower import Lowered
-from fastopt.plan import Rows, Segment, stages
+from fastopt.launch import Segment
+from fastopt.lowered import Lowered
 from fastopt.schema import Rule
+from fastopt.staged import Staged, stages
 from fastopt.targets import cuda, cuda_everywhere, text
 from fastopt.targets.driver import Call
 
@@ -29,8 +30,8 @@ _SMALLEST, _LARGEST = 1 << 10, 1 << 14  # elements of a chunk: one access of 16 
 
 
 @dataclass(eq=False)
-class DeviceLaunch(Rows):
-    """The segments that share a lowered rule and dtypes. What `Rows` has on the host only serves to check values."""
+class DeviceLaunch(Staged):
+    """The segments that share a lowered rule and dtypes. What `Staged` has on the host only serves to check values."""
 
     rule: Rule
     addresses: np.ndarray

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastopt import build
-from fastopt.lower import Lowered
+from fastopt.lowered import Lowered
 from fastopt.passes import Pass
 from fastopt.statements import Level
 from fastopt.targets import loops, numbers, text

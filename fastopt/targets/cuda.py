@@ -2,7 +2,7 @@
 
 A generated module has `LAUNCHES`, tuples (name, function, signature, grid), and `THREADS`, the threads of every block.
 Grids: "chunks", any number of blocks, which share out the chunks; "parameters", one block a parameter, or fewer, which
-share them out; "one" block. The results have the same bits for any number of blocks.
+share them out; "one" block. The results have the same bits for any number of blocks, given the arrays' alignment.
 """
 
 from functools import cache
@@ -12,7 +12,7 @@ import numpy as np
 
 from fastopt import build
 from fastopt.errors import DeviceError
-from fastopt.lower import Lowered
+from fastopt.lowered import Lowered
 from fastopt.targets import cpu, cuda_clock, cuda_loops, cuda_numbers, text
 
 THREADS = 256  # that of cuda_sums.py, which cannot be imported without numba-cuda

@@ -9,7 +9,7 @@ import re
 import numpy as np
 
 from fastopt import math
-from fastopt.lower import Lowered
+from fastopt.lowered import Lowered
 from fastopt.targets import text
 
 _MODULE = """\

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastopt.lower import Lowered
+from fastopt.lowered import Lowered
 from fastopt.passes import Number, Pass
 from fastopt.statements import Level
 from fastopt.targets import text

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fastopt.errors import DeviceError
-from fastopt.lower import Lowered
+from fastopt.lowered import Lowered
 from fastopt.passes import Pass
 from fastopt.statements import VECTORS, Level
 from fastopt.targets import cuda_rows, text

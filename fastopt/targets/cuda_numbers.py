@@ -4,7 +4,7 @@ A thread meets the same rows and columns in every statement, so only sums over t
 all, need barriers.
 """
 
-from fastopt.lower import Lowered
+from fastopt.lowered import Lowered
 from fastopt.passes import Number, Pass
 from fastopt.statements import VECTORS, Level
 from fastopt.targets import text

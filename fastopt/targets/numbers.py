@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fastopt.lower import Lowered
+from fastopt.lowered import Lowered
 from fastopt.passes import Number, Pass
 from fastopt.statements import VECTORS, Level
 from fastopt.targets import text

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from fastopt import math
-from fastopt.lower import Lowered
+from fastopt.lowered import Lowered
 
 
 def dtypes(lowered: Lowered, dtype: np.dtype, gradient: np.dtype) -> dict[str, np.dtype]:

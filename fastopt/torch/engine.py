@@ -20,6 +20,7 @@ import torch
 
 from fastopt import plan, threads
 from fastopt.errors import ConfigError
+from fastopt.launch import Segment
 from fastopt.torch import tensors
 from fastopt.torch.kind import Kind, Rows
 from fastopt.torch.part import adopt, part, start
@@ -136,9 +137,7 @@ class Engine:
     # ---------------------------------------------------------------- gradients
     def _planned(self, grads: Sequence[torch.Tensor]) -> plan.Plan:
         self._look(grads)
-        segments = [
-            plan.Segment(p.array, p.row, p.lowered, p.state, crc32(b"%d" % k)) for k, p in enumerate(self._parts)
-        ]
+        segments = [Segment(p.array, p.row, p.lowered, p.state, crc32(b"%d" % k)) for k, p in enumerate(self._parts)]
         kinds = tuple(tensors.KINDS[g.dtype] for g in grads)
         missed = (self._clock[_T] - self._clock[_STEPS:]).tolist()
         made = plan.build(cast(Any, self._rows), segments, kinds, missed, {}, "lazy")

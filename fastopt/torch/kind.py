@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from fastopt.groups import MAXIMIZE
-from fastopt.lower import Lowered, lower
+from fastopt.lower import lower
+from fastopt.lowered import Lowered
 from fastopt.schema import MATRIX, Hyper, Rule
 
 

@@ -10,7 +10,7 @@ import torch
 
 from fastopt import state as allocation
 from fastopt.errors import ConfigError
-from fastopt.lower import Lowered
+from fastopt.lowered import Lowered
 from fastopt.statements import Level
 from fastopt.torch import tensors
 from fastopt.torch.kind import Kind, Rows

@@ -1,0 +1,67 @@
+"""One launch: the segments that share kernels, with the tables these read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastopt import scratch, threads
+from fastopt.gradients import Gradients
+from fastopt.lowered import Lowered
+from fastopt.staged import Staged
+from fastopt.targets import cpu
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """One parameter array as kernels see it: `buffers` are p, then its states, by name (g comes with each step)."""
+
+    array: Any  # ndarray, or DeviceArray
+    row: int  # in Settings
+    lowered: Lowered
+    state: dict[str, Any]
+    key: int  # of its random numbers
+
+
+@dataclass(eq=False, kw_only=True)
+class Launch(Staged):
+    """The segments of a step that share a lowered rule, a parameter dtype and a gradient dtype: one kernel a pass."""
+
+    kernels: tuple[Callable[..., None], ...]
+    parallel: bool
+    tasks: np.ndarray
+    work: np.ndarray
+    addresses: np.ndarray
+    reduced: tuple[np.ndarray, ...]  # what kernels with totals take besides: parameters, reduced, partials, lanes
+    temporary: list[dict[str, np.ndarray]]  # keeps alive what `addresses` points to
+    products: list[list[scratch.Product]]  # the calls of functions of matrices after each pass
+
+    def aim(self, gradients: Gradients) -> None:
+        """Take in where the gradients are."""
+        self.addresses[:, 1] = gradients.addresses
+
+    @property
+    def columns(self) -> np.ndarray:
+        """The table of columns that kernels read."""
+        return self.hyper
+
+    def run(self, q: int, clock: np.ndarray, last: bool) -> None:
+        """Pass `q`."""
+        arguments = (self.tasks, self.work, self.addresses, self.columns, clock, last, *self.reduced)
+        if self.parallel:
+            threads.launch(self.kernels[q], *arguments)
+        else:
+            self.kernels[q](*arguments)
+        for product in self.products[q]:
+            product.run(self.hyper)
+
+
+def threads_for(size: int) -> int:
+    """Threads for a launch over so many bytes."""
+    if size > cpu.PARALLEL_BYTES:
+        threads.warn_if_forked()
+        return threads.count()
+    return 1

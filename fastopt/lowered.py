@@ -1,0 +1,82 @@
+"""What a rule becomes when it is lowered: passes of text, columns, states and the buffers that kernels read."""
+
+from dataclasses import dataclass
+
+from fastopt.matrices import MatrixCall
+from fastopt.passes import Pass
+from fastopt.statements import NUMBERS, VECTORS, Level
+from fastopt.values import Column
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A rule with its switches chosen, as text of scalar statements for one element."""
+
+    state: tuple[str, ...]  # the states that exist with these switches
+    levels: tuple[tuple[str, Level], ...]  # of those that are no buffer of the parameter's shape and dtype
+    columns: tuple[Column, ...]
+    passes: tuple[Pass, ...]
+    functions: frozenset[str]  # what the statements on elements call
+    number_functions: frozenset[str]  # what the statements on numbers call
+    slots: int  # columns of `reduced`: the rule's totals, then every number
+    square: tuple[tuple[str, str], ...]  # (state, "rows" or "columns"): those that are square matrices of that side
+    noises: tuple[tuple[str, str], ...]  # (key of random numbers, its seed)
+    touched: str = ""  # for gradients of rows: "lazy", "exact" or "row", see `touched.py`
+
+    @property
+    def numbers(self) -> dict[str, Level]:
+        """State in float64, without elements -> REDUCED, ROW or COLUMN: a number per parameter, row or column."""
+        return {s: level for s, level in self.levels if level in NUMBERS}
+
+    @property
+    def shaped(self) -> bool:
+        """Does it look at rows or columns?"""
+        return any(level in VECTORS for level in self.between.values())
+
+    @property
+    def sided(self) -> bool:
+        """Does it need a matrix: for a function of one, for its rows and columns, or for their number?"""
+        asked = any(n.name in ("rows", "columns") for q in self.passes for n in q.numbers)
+        return bool(self.matrices) or self.shaped or asked
+
+    @property
+    def squares(self) -> dict[str, str]:
+        """Square state -> its side."""
+        return dict(self.square)
+
+    @property
+    def matrices(self) -> tuple[MatrixCall, ...]:
+        """All calls of functions of matrices."""
+        return tuple(call for q in self.passes for call in q.matrices)
+
+    @property
+    def scratch(self) -> tuple[str, ...]:
+        """Buffers of the parameter's shape that live for a step."""
+        return tuple(call.scratch for call in self.matrices)
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """Columns of the table of addresses."""
+        return ("p", "g", *(s for s in self.state if s not in self.squares), *self.scratch, *self.between)
+
+    @property
+    def between(self) -> dict[str, Level]:
+        """float64 buffers that live for a step -> ROW or COLUMN, what they have a value for; ELEMENT: not a buffer.
+
+        `vector<slot>` holds a number per row or column, `partial<total>` a chunk's part of the sums of columns;
+        instead of an address, "columns" is the length of a row and "step" that of a chunk, in elements, "key" a number
+        for the parameter that its random numbers start from. For what gradients of rows need see `touched.py`.
+        """
+        vectors = [n for q in self.passes for n in q.numbers if n.level in VECTORS]
+        parts = {f"partial{n.total[0]}": n.level for n in vectors if n.total and n.total[1] == "column"}
+        names = ("columns", "step") * bool(vectors) + ("key",) * bool(self.noises)
+        names += ("columns", "places") * bool(self.touched)
+        names += ("steps",) * (self.touched in ("exact", "row"))
+        names += ("now", "present", "end", "zeros") * (self.touched == "exact")
+        plain = dict.fromkeys(names, Level.ELEMENT)
+        return {**{n.vector: n.level for n in vectors}, **parts, **plain}
+
+    @property
+    def timed(self) -> int:
+        """How many columns change with t; they are the last ones."""
+        return sum(c.timed for c in self.columns)
