@@ -85,11 +85,8 @@ def measure(name: str, n: int, ks: list[int], repeat: int, budget: float) -> lis
             }
         )
         r = rows[-1]
-        print(
-            f"{name}, {n:,} rows, {k:,} {kind} ({mean:,.0f} distinct): "
-            f"fastopt {1e6 * r['seconds']['fastopt']:,.0f} us, torch {1e6 * r['seconds']['torch']:,.0f} us, {r['faster']:.2f}x",
-            flush=True,
-        )
+        times = ", ".join(f"{contender} {1e6 * t:,.0f} us" for contender, t in r["seconds"].items())
+        print(f"{name}, {n:,} rows, {k:,} {kind} ({mean:,.0f} distinct): {times}, {r['faster']:.2f}x", flush=True)
     return rows
 
 

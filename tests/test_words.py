@@ -101,13 +101,12 @@ def test_the_same_bits_for_any_number_of_threads_and_others_for_another_seed():
     assert one.vectors.tobytes() != words.train(corpus, other).vectors.tobytes()
 
 
-@pytest.mark.parametrize("rule", [fo.adagrad, fo.adam], ids=lambda r: r.name)
-def test_words_that_occur_together_become_neighbours(rule):
+@pytest.mark.parametrize("rule, lr, epochs", [(fo.adagrad, 0.2, 5), (fo.adam, 0.03, 20)], ids=["adagrad", "adam"])
+def test_words_that_occur_together_become_neighbours(rule, lr, epochs):
     corpus, seen = texts.corpus("two worlds", [two_worlds()]), []
-    lr = 0.2 if rule is fo.adagrad else 0.03
-    settings = words.Settings(batch_size=250, dim=DIM, window=WINDOW, lr=lr, epochs=5)
+    settings = words.Settings(batch_size=250, dim=DIM, window=WINDOW, lr=lr, epochs=epochs)
     result = words.train(corpus, settings, rule, seen.append)
-    assert [s.tokens for s in seen] == sorted(s.tokens for s in seen) and seen[-1].tokens == 5 * corpus.read
+    assert [s.tokens for s in seen] == sorted(s.tokens for s in seen) and seen[-1].tokens == epochs * corpus.read
     assert seen[-1].loss < 0.95 * seen[0].loss and seen[-1] == result.state
     animals = {"cat", "dog", "horse", "cow", "sheep", "goat", "hen", "pig"}
     for word in corpus.words:
