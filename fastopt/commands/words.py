@@ -15,7 +15,7 @@ from fastopt.progress import need
 from fastopt.rules import CATALOGUE
 from fastopt.schema import Rule
 
-EPOCHS, BATCH_SIZE, LR, DIM, WINDOW, NEGATIVES, THRESHOLD = 10, 4096, 0.2, 100, 5, 5, 1e-3
+EPOCHS, BATCH_SIZE, LR, DIM, WINDOW, NEGATIVES, THRESHOLD = 10, 2048, 0.2, 100, 5, 5, 1e-3
 ASKED = "file", "string", "error", "socket", "thread", "tuple", "read", "month"  # of the standard library
 
 
