@@ -4,9 +4,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from fastopt import __version__
 from fastopt.errors import ConfigError, FastoptError
@@ -42,17 +40,9 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    p = command("train", train, "Train a classifier with every rule, and compare each with plain NumPy.")
-    p.add_argument("--rule", nargs="+", metavar="NAME", help="rules of the catalogue (default: all)")
-    p.add_argument("--model", choices=("softmax", "mlp", "both"), default="both", help="default: both")
-    p.add_argument("--epochs", type=_at_least(1), metavar="N", help="passes over the data")
-    p.add_argument("--batch-size", type=_at_least(1), metavar="N", help="examples per step")
-    p.add_argument("--lr", type=_positive, metavar="LR", help="for every rule (default: each its own)")
-    p.add_argument("--data", metavar="FILE.npz", help="your own X (n, ...) and y (n,) (default: handwritten digits)")
-    p.add_argument(
-        "--seed", type=_at_least(0), default=0, metavar="N", help="of the initial weights and the order of examples"
-    )
-    p.add_argument("--plot", metavar="FILE.png", help="write the loss curves")
+    from fastopt.commands import tasks
+
+    tasks.add_arguments(command("train", tasks.train, "Train on digits with every rule, on words or on ratings."))
 
     from fastopt.commands.bench import add_arguments
 
@@ -67,65 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     p = command("inspect", inspect, "What a checkpoint holds: sizes, hyperparameters; its checksums are compared.")
     p.add_argument("file", metavar="FILE")
     return parser
-
-
-def train(args: argparse.Namespace) -> int:
-    from fastopt.commands import picture, rule_named
-    from fastopt.commands import train as contest
-    from fastopt.commands.models import digits, from_file
-    from fastopt.progress import need
-    from fastopt.rules import CATALOGUE
-
-    rules = [rule_named(name) for name in dict.fromkeys(args.rule or CATALOGUE)]
-    models = tuple(contest.HIDDEN) if args.model == "both" else (args.model,)
-    need("rich", "rich", "fastopt train")
-    if args.plot:
-        picture.check(args.plot)
-    data = digits() if args.data is None else from_file(args.data)
-    epochs = args.epochs or contest.EPOCHS
-    with _progress(len(models) * len(rules) * epochs) as watch:
-        rows = contest.contest(
-            data,
-            models,
-            rules,
-            epochs=epochs,
-            batch_size=args.batch_size,
-            lr=args.lr,
-            seed=args.seed,
-            watch=watch,
-        )
-    from rich.console import Console
-
-    Console().print(contest.table(rows, data))
-    if args.plot:
-        contest.plot(rows, args.plot)
-        print(f"loss curves: {args.plot}")
-    for row in rows:
-        if row.reason != "epochs":
-            print(f"{row.model}, {row.rule}: stopped early, {row.reason}; try a lower --lr than {row.lr:g}")
-    missed = contest.failures(rows)
-    defaults = args.data is args.lr is args.epochs is args.batch_size is None
-    if missed and defaults:
-        names = ", ".join(f"{row.rule} on {row.model} ({row.accuracy:.3f})" for row in missed)
-        print(f"fastopt train: below {contest.ENOUGH} held-out accuracy: {names}", file=sys.stderr)
-        return 1
-    return 0
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[..., None]]:
-    """A live bar over all epochs of all runs; gives what a run reports to."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, TextColumn("{task.fields[note]}")) as display:
-        task = display.add_task("epochs", total=total, note="")
-
-        def watch(model: str, rule: Any, run: Any) -> None:
-            display.update(task, advance=1, note=f"{model} {rule.name}: loss {run.loss:.4f}")
-
-        yield watch
-        display.update(task, completed=total, note="")
 
 
 def bench(args: argparse.Namespace) -> int:
@@ -165,29 +96,6 @@ def _switch(text: str) -> tuple[str, bool]:
             f"--set: got {text!r}; expected SWITCH=true, SWITCH=false or a number, as momentum=0.9."
         ) from None
     return name, truth
-
-
-def _at_least(low: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if value < low:
-            raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number >= {low}")
-        return value
-
-    return read
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected a number > 0")
-    return value
 
 
 if __name__ == "__main__":
