@@ -68,7 +68,11 @@ def streams(n: int, lowered: Lowered) -> tuple[Step, list[np.ndarray]]:
     _, passes = streams_of(lowered)
     names = dict.fromkeys(b for r, w in passes for b in (*r, *w))
     buffers = {b: buffer(n, 1e-3) for b in names}
-    kernels = [(_kernel(tuple(r), tuple(w)), [buffers[b] for b in dict.fromkeys((*r, *w))]) for r, w in passes]
+    kernels = [
+        (_kernel(tuple(r), tuple(w)), [buffers[b] for b in dict.fromkeys((*r, *w))])
+        for r, w in passes
+        if r or w  # else it computes numbers alone
+    ]
     sums = np.zeros(-(-n // BLOCK), np.float32)
 
     def step() -> None:
