@@ -72,7 +72,7 @@ def table(result: dict[str, Any]) -> str:
     """The results in Markdown."""
     lines = []
     for r in result["rows"]:
-        rates = [f"{r['contenders'][name]['gbps']:.1f}" for name in ("fastopt", "limit")]
+        rates = [f"{r['contenders'][name].get('gbps', 0.0):.1f}" for name in ("fastopt", "limit")]
         fraction, whole = r["of the limit"], r["part"] == "step"
         met = ("yes" if fraction >= GOAL else "**no**") if whole else ""
         counts = [str(r[name]) for name in ("read", "written", "bytes")]
