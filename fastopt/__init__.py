@@ -72,6 +72,7 @@ from fastopt.rules import (
     sps,
     yogi,
 )
+from fastopt.scaling import LossScale
 from fastopt.schema import Domain, Fraction, NonNegative, OpenFraction, Rule
 from fastopt.scipy_bridge import scipy_method
 from fastopt.source import source
@@ -81,6 +82,7 @@ from fastopt.wrappers import (
     cautious,
     centralize,
     clip_each_norm,
+    clip_group_norm,
     clip_norm,
     clip_value,
     decoupled_decay,
@@ -118,6 +120,7 @@ __all__ = [
     "GradientError",
     "Group",
     "KeepBest",
+    "LossScale",
     "Minibatches",
     "NonFiniteError",
     "NonNegative",
@@ -146,6 +149,7 @@ __all__ = [
     "centralize",
     "checkpoint",
     "clip_each_norm",
+    "clip_group_norm",
     "clip_norm",
     "clip_value",
     "dadapt_adam",

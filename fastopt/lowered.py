@@ -1,6 +1,7 @@
 """What a rule becomes when it is lowered: passes of text, columns, states and the buffers that kernels read."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from fastopt.matrices import MatrixCall
 from fastopt.passes import Pass
@@ -22,6 +23,36 @@ class Lowered:
     square: tuple[tuple[str, str], ...]  # (state, "rows" or "columns"): those that are square matrices of that side
     noises: tuple[tuple[str, str], ...]  # (key of random numbers, its seed)
     touched: str = ""  # for gradients of rows: "lazy", "exact" or "row", see `touched.py`
+    mends: bool = False  # does an element of a gradient that is not finite count as 0?
+
+    def handling(self, mends: bool, zeroes: bool) -> "Lowered":
+        """The same with other ways to handle gradients; `zeroes`: the pass that reads them last sets them to 0."""
+        passes = self.passes
+        if zeroes:
+            last = max(k for k, q in enumerate(passes) if k == 0 or any(b == "g" for _, b in q.loads))
+            passes = tuple(replace(q, stores=(*q.stores, ("g", "0"))) if k == last else q for k, q in enumerate(passes))
+        return replace(self, mends=mends, passes=passes)
+
+    @property
+    def looks(self) -> int:
+        """How many passes, the first ones, leave parameters, state and gradients as they are."""
+        lasting = {"p", "g", *self.state}
+        writes = [q.kept or q.matrices or lasting & {b for b, _ in q.stores} for q in self.passes]
+        return next(k for k, w in enumerate(writes) if w)
+
+    @property
+    def norm(self) -> int | None:
+        """The number of the total that is the sum of the gradient's own squares, if a pass that only looks has it."""
+        for q in self.passes[: self.looks]:
+            same = {local for local, b in q.loads if b == "g"}
+            for line in q.body:
+                name, _, value = line.partition(" = ")
+                same = same | {name} if value in same else same - {name}
+            for n, value in q.totals:
+                square = re.fullmatch(r"wide\((\w+)\) \* wide\((\w+)\)", value)
+                if n.level is Level.REDUCED and n.total and square and {*square.groups()} <= same:
+                    return n.total[0]
+        return None
 
     @property
     def numbers(self) -> dict[str, Level]:

@@ -11,7 +11,6 @@ import numpy as np
 from fastopt.gradients import Gradients
 from fastopt.groups import Settings
 from fastopt.launch import Launch, threads_for
-from fastopt.lowered import Lowered
 from fastopt.schema import Rule
 from fastopt.targets import cpu
 from fastopt.touched import Touched, idle
@@ -22,14 +21,14 @@ class RowsLaunch(Launch):
     """What is touched changes from step to step, and with it the tables."""
 
     rule: Rule
-    lowered: Lowered
-    kinds: tuple[np.dtype, np.dtype]  # of the parameter and of the gradient
+    dtype: np.dtype
     name: str
     segment: int
     touched: Touched
     places: dict[str, int]  # columns of `addresses`
     _n: int = 0
     _values: Sequence[Any] = ()
+    _factor: float = 1.0
 
     def aim(self, gradients: Gradients) -> None:
         self._n, addresses = self.touched.take(gradients.rows[self.name])
@@ -39,11 +38,11 @@ class RowsLaunch(Launch):
         """Write the row of `addresses`, and share out what is touched."""
         for name, number in numbers.items():
             self.addresses[self.segment, self.places[name]] = number
-        itemsize = (len(self.lowered.state) + 1) * self.kinds[0].itemsize + self.kinds[1].itemsize
+        itemsize = (len(self.lowered.state) + 1) * self.dtype.itemsize + self.gradient.itemsize
         n_threads = threads_for(self._n * self.touched.columns * itemsize)
         if self.parallel != n_threads > 1:
             self.parallel = n_threads > 1
-            self.kernels = cpu.kernels(self.rule.name, self.lowered, *self.kinds, self.parallel)
+            self.kernels = cpu.kernels(self.rule.name, self.lowered, self.dtype, self.gradient, self.parallel)
         self.work, self.tasks = self.touched.chunks(self._n, self.segment, n_threads)
 
     @property
@@ -54,6 +53,13 @@ class RowsLaunch(Launch):
         super().write_hyper(settings, t)
         (row, _), values = self.rows[0], self._fixed[0]
         self._values = settings.evaluate(row, t) if values is None else values
+
+    def unscale(self, factor: float) -> None:
+        super().unscale(factor)
+        self._factor = factor
+
+    def offender(self) -> int:
+        return -1 if np.isfinite(self.touched.values).all() else self.segment
 
     def run(self, q: int, clock: np.ndarray, last: bool) -> None:
         touched, t = self.touched, int(clock[0]) + 1 - self.rows[0][1]
@@ -67,6 +73,7 @@ class RowsLaunch(Launch):
         elif touched.reading == "row":
             for done in np.unique(touched.steps[touched.rows(self._n)]).tolist():
                 self.stages[0].write(self.hyper, 0, *self.stages[0].evaluate(*self._values, done + 1))
+                super().unscale(self._factor)
                 touched.record(done, self.hyper[0])
         super().run(q, clock, last)
 

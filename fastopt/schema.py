@@ -153,7 +153,15 @@ class Rule:
     def _signature(self) -> inspect.Signature:
         kind = inspect.Parameter.KEYWORD_ONLY
         own = [inspect.Parameter(n, kind, default=h.default) for n, h in self.schema.items()]
-        given = {"maximize": False, "groups": (), "device": "auto", "precise": False, "sparse": "lazy"}
+        given = {
+            "maximize": False,
+            "groups": (),
+            "device": "auto",
+            "precise": False,
+            "sparse": "lazy",
+            "nonfinite": "ignore",
+            "zero_grads": False,
+        }
         common = [inspect.Parameter(n, kind, default=d) for n, d in given.items()]
         return inspect.Signature([inspect.Parameter("params", inspect.Parameter.POSITIONAL_ONLY), *own, *common])
 

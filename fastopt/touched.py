@@ -128,6 +128,11 @@ class Touched:
         self._held = rows, values
         return n, {"g": values.ctypes.data, "places": places.ctypes.data}
 
+    @property
+    def values(self) -> np.ndarray:
+        """Those that `take` gave the address of."""
+        return self._held[1]
+
     def everything(self) -> dict[str, int]:
         """The address of the places of all rows."""
         n = len(self.array)

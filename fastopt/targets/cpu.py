@@ -69,7 +69,7 @@ def {name}(tasks, work, addresses, hyper, clock, last{reduced_names}):
 
 _REDUCED_TYPES = """
         types.uint64[:, ::1],  # parameters: a row each; segment, group, its chunks' bounds, elements, rows, columns
-        types.float64[:, ::1],  # reduced: a row per segment; its totals, then numbers
+        types.float64[:, ::1],  # reduced: a row per segment; its totals, then numbers, and its group
         types.float64[:, ::1],  # partials: a row per chunk; its totals
         types.float64[:, :, ::1],  # lanes: per task and total, the numbers of a block on their way into the sum"""
 
@@ -95,13 +95,13 @@ def source(rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype, par
         imports=text.imports(lowered),
         numba="njit, prange, types" if parallel else "njit, types",
         pointers=", ".join(sorted(_pointers(lowered, of))),
-        sums="from fastopt.targets.sums import add_columns, clear, clear_part, drain, everywhere, gather\n"
+        sums="from fastopt.targets.sums import add_columns, clear, clear_part, drain, everywhere, gather, of_group\n"
         if lowered.slots
         else "",
         noise="from fastopt.targets.noise import noise_key, normal\n" if lowered.noises else "",
         dtype=dtype,
         wide="\nwide = np.float64  # numbers and sums" if lowered.slots else "",
-        functions=text.functions(lowered, "@njit"),
+        functions=text.mending(lowered, "@njit") + text.functions(lowered, "@njit"),
         kernels="".join(_kernel(name, lowered, q, of, parallel) for name, q in passes),
         names=", ".join([*names, ""]).strip(),
     )

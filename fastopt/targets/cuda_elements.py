@@ -45,12 +45,14 @@ class Elements:
     @property
     def _lines(self) -> list[str]:
         """The statements on an element."""
-        loads = [(local, text.load(b, local, self.of[b] != self.of["p"])) for local, b in self.q.loads]
+        loads = [
+            (local, text.load(b, local, self.of[b] != self.of["p"], self.lowered.mends)) for local, b in self.q.loads
+        ]
         return [f"{local} = {value}" for local, value in loads if local != value] + list(self.q.body)
 
     @property
     def _results(self) -> list[str]:
-        stores = [text.result(b, value) for b, value in self.q.stores]
+        stores = [f"np.{self.of[b]}(0)" if b == "g" else text.result(b, value) for b, value in self.q.stores]
         return stores + [f"wide({value})" for _, value in self.q.totals]
 
     @property

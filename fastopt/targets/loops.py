@@ -80,12 +80,12 @@ while group <= now:
 def touched(lowered: Lowered, q: Pass, of: dict[str, np.dtype]) -> list[str]:
     """Lines of text of the loop over the rows that a gradient touches."""
     place = {n: lowered.buffers.index(n) for n in lowered.between}
-    loop = [f"{local} = {text.load(b, f'{b}_at[i]', of[b] != of['p'])}" for local, b in q.loads]
+    loop = [f"{local} = {text.load(b, f'{b}_at[i]', of[b] != of['p'], lowered.mends)}" for local, b in q.loads]
     loop += q.body
-    loop += [f"{b}_at[i] = {text.result(b, value)}" for b, value in q.stores]
+    loop += [f"{b}_at[i] = {text.result(b, value)}" for b, value in q.stores if b != "g"]  # rows are made anew
     once = _noises(lowered, loop)
     once += [f"{n.name} = real(reduced[segment, {n.slot}])" for n in q.uses]
-    buffers = dict.fromkeys([b for _, b in q.loads if b != "g"] + [b for b, _ in q.stores])
+    buffers = dict.fromkeys([b for _, b in q.loads if b != "g"] + [b for b, _ in q.stores if b != "g"])
     once += [f"{b}_at = {text.pointer(lowered, b, of[b])}" for b in buffers]
     columns = text.columns(lowered, loop + once, "{}")
     how = {"dtype": of["g"], "itemsize": of["g"].itemsize}
@@ -117,7 +117,7 @@ def elements(lowered: Lowered, q: Pass, of: dict[str, np.dtype]) -> list[str]:
     columns = [n for n in q.uses if n.level is Level.COLUMN]
     of_rows, of_columns, of_all = ([(n, v) for n, v in q.totals if n.level is level] for level in _LEVELS)
     loop = [f"{n.name} = real({n.vector}_at[i - lo])" for n in columns]
-    loop += [f"{local} = {text.load(b, f'{b}_at[i]', of[b] != of['p'])}" for local, b in q.loads]
+    loop += [f"{local} = {text.load(b, f'{b}_at[i]', of[b] != of['p'], lowered.mends)}" for local, b in q.loads]
     loop += q.body
     loop += [f"{b}_at[i] = {text.result(b, value)}" for b, value in q.stores]
     loop += [f"lanes[task, {_slot(n)}, i - first] += wide({value})" for n, value in (*of_all, *of_rows)]

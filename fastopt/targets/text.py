@@ -76,15 +76,23 @@ def unsigned(kernels: str) -> tuple[str, str]:
     return re.sub(r"\bnp\.uint64\((\d+)\)", r"u\1", kernels), "".join(f"u{n} = np.uint64({n})\n" for n in found)
 
 
-def load(buffer: str, value: str, widened: bool) -> str:
-    """A loaded element as the compute type; gradients are scaled."""
+def load(buffer: str, value: str, widened: bool, mended: bool = False) -> str:
+    """A loaded element as the compute type; gradients are scaled, and 0 where they are not finite if `mended`."""
     value = f"real({value})" if widened else value
-    return f"scale * {value}" if buffer == "g" else value
+    if buffer != "g":
+        return value
+    return f"mend(scale * {value})" if mended else f"scale * {value}"
 
 
 def result(buffer: str, value: str) -> str:
     """What is stored: state without subnormal numbers."""
-    return value if buffer == "p" else f"flush({value})"
+    return value if buffer in ("p", "g") else f"flush({value})"
+
+
+def mending(lowered: Lowered, decorator: str) -> str:
+    """The definition of what `load` calls, where it does."""
+    body = "def mend(x):\n    return x if x - x == 0 else real(0)"
+    return f"\n\n{decorator}\n{body}\n" if lowered.mends else ""
 
 
 def indent(lines: list[str], spaces: int) -> str:

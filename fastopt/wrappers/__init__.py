@@ -2,7 +2,16 @@
 
 from fastopt.wrappers.averages import ema, polyak_average, swa
 from fastopt.wrappers.decay import decoupled_decay, independent_decay, l1, l2, l2_sp, proximal_l1
-from fastopt.wrappers.gradients import agc, centralize, clip_each_norm, clip_norm, clip_value, grokfast, normalize
+from fastopt.wrappers.gradients import (
+    agc,
+    centralize,
+    clip_each_norm,
+    clip_group_norm,
+    clip_norm,
+    clip_value,
+    grokfast,
+    normalize,
+)
 from fastopt.wrappers.moves import cautious, lookahead
 from fastopt.wrappers.noise import langevin, noisy
 
@@ -11,6 +20,7 @@ __all__ = [
     "cautious",
     "centralize",
     "clip_each_norm",
+    "clip_group_norm",
     "clip_norm",
     "clip_value",
     "decoupled_decay",
