@@ -21,6 +21,7 @@ class Lowered:
     slots: int  # columns of `reduced`: the rule's totals, then every number
     square: tuple[tuple[str, str], ...]  # (state, "rows" or "columns"): those that are square matrices of that side
     noises: tuple[tuple[str, str], ...]  # (key of random numbers, its seed)
+    stored: tuple[tuple[str, str], ...] = ()  # (buffer, codec) of those that are not stored as p is, see `codecs.py`
     touched: str = ""  # for gradients of rows: "lazy", "exact" or "row", see `touched.py`
 
     @property

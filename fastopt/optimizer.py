@@ -125,8 +125,8 @@ class Optimizer(Averages):
         """One step. `grads` has the structure of the parameters; packed parameters may leave it out.
 
         A gradient of None skips its parameter, that parameter's state and its own step count, as in PyTorch; a step
-        without any gradient changes nothing. float64 gradients for float32 parameters, and the reverse, are converted
-        in the kernel; other layouts and byte orders are copied first.
+        without any gradient changes nothing. Gradients of another dtype (float32, float64, float16 or bfloat16) are
+        converted in the kernel; other layouts and byte orders are copied first.
 
         On a GPU the step is queued, behind what the library of the arrays has queued on its current stream, and nothing
         waits for it. `stream` (of PyTorch, CuPy, Numba, cuda.core, or a handle) queues it there instead. The step may
