@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from fastopt import build, threads
+from fastopt.codecs import Codec
+from fastopt.targets import text
 
 _MODULE = """\
 # Which chunks of a gradient of {dtype} hold a NaN or an infinity? {threads}.
 
 from numba import {numba}
 
-from fastopt.targets.pointers import {dtype}_at
+{halves}from fastopt.targets.pointers import {dtype}_at
 
 
 @njit(
@@ -28,24 +30,28 @@ def look(tasks, work, addresses, found):
             g_at = {dtype}_at(addresses[segment, 1])
             bad = False
             for i in range(lo, hi):
-                bad |= g_at[i] - g_at[i] != 0
+                g = {g}
+                bad |= g - g != 0
             found[chunk] = bad
 """
 
 
 @cache
-def _kernel(dtype: np.dtype, parallel: bool) -> Any:
-    text = _MODULE.format(
+def _kernel(dtype: Codec, parallel: bool) -> Any:
+    g = f"from_{dtype}(g_at[i])" if dtype.coded else "g_at[i]"
+    made = _MODULE.format(
         dtype=dtype,
+        g=g,
+        halves=text.halves([g]),
         parallel=parallel,
         threads="All threads" if parallel else "One thread",
         numba="njit, prange, types" if parallel else "njit, types",
         range="prange" if parallel else "range",
     )
-    return build.load(text, f"finite_{dtype}_{'parallel' if parallel else 'serial'}").look
+    return build.load(made, f"finite_{dtype}_{'parallel' if parallel else 'serial'}").look
 
 
-def first(dtype: np.dtype, parallel: bool, tasks: np.ndarray, work: np.ndarray, addresses: np.ndarray) -> int:
+def first(dtype: Codec, parallel: bool, tasks: np.ndarray, work: np.ndarray, addresses: np.ndarray) -> int:
     """The first segment of `work` whose gradient is not finite, or -1; the tables are those of a `Launch`."""
     found = np.empty(len(work), np.uint8)
     kernel = _kernel(dtype, parallel)

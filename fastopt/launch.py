@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastopt import finite, scratch, threads
+from fastopt.codecs import Codec
 from fastopt.gradients import Gradients
 from fastopt.lowered import Lowered
 from fastopt.staged import Staged
@@ -25,6 +26,7 @@ class Segment:
     lowered: Lowered
     state: dict[str, Any]
     key: int  # of its random numbers
+    copy: Any = None  # the array that is given the new parameter, too
 
 
 @dataclass(eq=False, kw_only=True)
@@ -32,7 +34,7 @@ class Launch(Staged):
     """The segments of a step that share a lowered rule, a parameter dtype and a gradient dtype: one kernel a pass."""
 
     lowered: Lowered
-    gradient: np.dtype
+    gradient: Codec
     kernels: tuple[Callable[..., None], ...]
     parallel: bool
     tasks: np.ndarray

@@ -8,6 +8,8 @@ from fastopt.passes import Pass
 from fastopt.statements import NUMBERS, VECTORS, Level
 from fastopt.values import Column
 
+COPY = "copy_"  # the buffer beside the parameter that is written and never read
+
 
 @dataclass(frozen=True)
 class Lowered:
@@ -22,16 +24,23 @@ class Lowered:
     slots: int  # columns of `reduced`: the rule's totals, then every number
     square: tuple[tuple[str, str], ...]  # (state, "rows" or "columns"): those that are square matrices of that side
     noises: tuple[tuple[str, str], ...]  # (key of random numbers, its seed)
+    stored: tuple[tuple[str, str], ...] = ()  # (buffer, codec) of those that are not stored as p is, see `codecs.py`
     touched: str = ""  # for gradients of rows: "lazy", "exact" or "row", see `touched.py`
-    mends: bool = False  # does an element of a gradient that is not finite count as 0?
 
-    def handling(self, mends: bool, zeroes: bool) -> "Lowered":
-        """The same with other ways to handle gradients; `zeroes`: the pass that reads them last sets them to 0."""
-        passes = self.passes
-        if zeroes:
-            last = max(k for k, q in enumerate(passes) if k == 0 or any(b == "g" for _, b in q.loads))
-            passes = tuple(replace(q, stores=(*q.stores, ("g", "0"))) if k == last else q for k, q in enumerate(passes))
-        return replace(self, mends=mends, passes=passes)
+    def around(self, mends: bool, zeroes: bool, copy: str) -> "Lowered":
+        """The same with more done in its passes.
+
+        mends: elements of gradients that are not finite count as 0; zeroes: the pass that reads gradients last sets
+        them to 0; copy: the codec of another array that is given the new parameter, or "".
+        """
+        passes = list(self.passes)
+        last = max(k for k, q in enumerate(passes) if k == 0 or any(b == "g" for _, b in q.loads))
+        for k, q in enumerate(passes):
+            mended = tuple(f"{local} = mend({local})" for local, b in q.loads if b == "g" and mends)
+            new = tuple((COPY, value) for b, value in q.stores if b == "p" and copy)
+            stores = (*q.stores, *new, *((("g", "0"),) if zeroes and k == last else ()))
+            passes[k] = replace(q, body=mended + q.body, stores=stores)
+        return replace(self, passes=tuple(passes), stored=self.stored + ((COPY, copy),) * bool(copy))
 
     @property
     def looks(self) -> int:
@@ -88,7 +97,8 @@ class Lowered:
     @property
     def buffers(self) -> tuple[str, ...]:
         """Columns of the table of addresses."""
-        return ("p", "g", *(s for s in self.state if s not in self.squares), *self.scratch, *self.between)
+        copy = (COPY,) * (COPY in dict(self.stored))
+        return ("p", "g", *(s for s in self.state if s not in self.squares), *copy, *self.scratch, *self.between)
 
     @property
     def between(self) -> dict[str, Level]:

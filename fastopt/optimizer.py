@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from fastopt import checkpoint, state
+from fastopt import checkpoint, codecs, copies, state
 from fastopt import params as arrays
 from fastopt.averages import SHOWN, TURNING
 from fastopt.devices import place as places
@@ -55,6 +55,8 @@ class Optimizer(Stepping):
             parameter; "zero": that element counts as 0. Rules that begin with a norm of the gradients, as `clip_norm`
             does, look without another pass over them.
         zero_grads: the step sets gradients to 0 when it has read them, in the same pass; not those of rows.
+        copy_out: arrays of the structure of `params`, float32, float64, float16 or bfloat16, None for a parameter that
+            needs no copy: the step writes what a parameter becomes there, too, in the same pass.
         **hyper: the rule's hyperparameters, numbers or callables of the step t = 1, 2, ...; `maximize=True` ascends.
 
     Attributes:
@@ -76,6 +78,7 @@ class Optimizer(Stepping):
         sparse: str = "lazy",
         nonfinite: str = "ignore",
         zero_grads: bool = False,
+        copy_out: Any = None,
         **hyper: Any,
     ):
         if not isinstance(rule, Rule):
@@ -100,8 +103,13 @@ class Optimizer(Stepping):
         self._settings = Settings(rule, hyper, groups, names, owned)
         place.check(self._settings, owned, sparse, nonfinite)
         self._segments, flats = state.allocate(self._settings, owned, place.zeros)
+        copied = copies.survey(copy_out, tree, names, owned, place.span)
+        mends = nonfinite == "zero"
         self._segments = [
-            replace(s, lowered=s.lowered.handling(nonfinite == "zero", zero_grads)) for s in self._segments
+            replace(
+                s, lowered=s.lowered.around(mends, zero_grads, "" if c is None else codecs.of(c.dtype).name), copy=c
+            )
+            for s, c in zip(self._segments, copied, strict=True)
         ]
         for segment in self._segments:
             if sparse == "row" and segment.array.ndim:
@@ -109,7 +117,9 @@ class Optimizer(Stepping):
         self._clock = place.start(len(owned))
         frozen = [self._settings.frozen[row] for row in self._settings.of]
         packed = params.grads if isinstance(params, Packed) and params.has_grads else None
-        self._gradients = place.gradients(tree, names, owned, frozen, [*owned, *flats], packed)
+        self._gradients = place.gradients(
+            tree, names, owned, frozen, [*owned, *flats, *(c for c in copied if c is not None)], packed
+        )
         self._gradients.zeroed = zero_grads
         self._policy, self._tree = nonfinite, tree
         self._reading, self._touched = sparse, dict[str, Touched]()

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from fastopt import scratch, threads
+from fastopt import codecs, scratch, threads
 from fastopt import work as worklist
+from fastopt.codecs import Codec
 from fastopt.gradients import Gradients
 from fastopt.groups import Settings
 from fastopt.launch import Launch, Segment, threads_for
-from fastopt.lowered import Lowered
+from fastopt.lowered import COPY, Lowered
 from fastopt.rows_launch import RowsLaunch
 from fastopt.schema import Rule
 from fastopt.staged import stages
@@ -108,15 +109,15 @@ def _launches(
     touched: dict[str, Touched],
     reading: str,
 ) -> list[Launch]:
-    alike: dict[tuple[Rule, Lowered, np.dtype, np.dtype], list[int]] = {}
-    apart: dict[int, tuple[Rule, Lowered, np.dtype, np.dtype]] = {}  # gradients of rows
+    alike: dict[tuple[Rule, Lowered, np.dtype, Codec], list[int]] = {}
+    apart: dict[int, tuple[Rule, Lowered, np.dtype, Codec]] = {}  # gradients of rows
     for k, (segment, kind) in enumerate(zip(segments, gradients, strict=True)):
         rule, low = settings.rule(k), segment.lowered
         if kind[:1] == "r":
             low = rows_of(low, reading, rule, settings.names[k])
-            apart[k] = rule, low, segment.array.dtype, np.dtype(kind[1])
+            apart[k] = rule, low, segment.array.dtype, codecs.of(kind[1])
         elif kind:
-            alike.setdefault((rule, low, segment.array.dtype, np.dtype(kind)), []).append(k)
+            alike.setdefault((rule, low, segment.array.dtype, codecs.of(kind)), []).append(k)
     for k in apart:
         array, steps = segments[k].array, segments[k].state.get("row_steps")
         if settings.names[k] not in touched:
@@ -155,7 +156,7 @@ def _launch(
     rule: Rule,
     lowered: Lowered,
     dtype: np.dtype,
-    gradient: np.dtype,
+    gradient: Codec,
     touched: Touched | None = None,
 ) -> Launch:
     rows = {row: k for k, row in enumerate(dict.fromkeys((segments[k].row, missed[k]) for k in members))}
@@ -169,7 +170,7 @@ def _launch(
     addresses = np.zeros((len(segments), len(lowered.buffers)), np.uint64)
     for k, mine in zip(members, temporary, strict=True):
         s = segments[k]
-        known = {"p": s.array, **s.state, **mine}
+        known = {"p": s.array, **s.state, **mine, **({} if s.copy is None else {COPY: s.copy})}
         table = scratch.plain(lowered, s.array, s.key) | {b: a.ctypes.data for b, a in known.items()}
         table |= touched.fixed() if touched else {}
         addresses[k] = [table.get(b, 0) for b in lowered.buffers]

@@ -16,7 +16,7 @@ from fastopt.errors import DeviceError
 from fastopt.gradients import Gradients
 from fastopt.groups import Settings
 from fastopt.launch import Segment
-from fastopt.lowered import Lowered
+from fastopt.lowered import COPY, Lowered
 from fastopt.schema import Rule
 from fastopt.staged import Staged, stages
 from fastopt.targets import cuda, cuda_everywhere, text
@@ -180,7 +180,7 @@ def _launch(
     addresses = np.zeros((len(segments), len(lowered.buffers)), np.uint64)
     for k, mine in zip(members, temporary, strict=True):
         one = segments[k]
-        known = {"p": one.array, **one.state, **mine}
+        known = {"p": one.array, **one.state, **mine, **({} if one.copy is None else {COPY: one.copy})}
         row = scratch.plain(lowered, one.array, one.key) | {b: a.address for b, a in known.items()}
         addresses[k] = [row[b] for b in lowered.buffers]
     columns, totals = 1 + len(lowered.columns), text.totals(lowered)
