@@ -77,6 +77,7 @@ from fastopt.schema import Domain, Fraction, NonNegative, OpenFraction, Rule
 from fastopt.scipy_bridge import scipy_method
 from fastopt.source import source
 from fastopt.threads import set_num_threads
+from fastopt.traffic import traffic
 from fastopt.wrappers import (
     agc,
     cautious,
@@ -209,6 +210,7 @@ __all__ = [
     "source",
     "sps",
     "swa",
+    "traffic",
     "yogi",
 ]
 
