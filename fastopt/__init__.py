@@ -76,6 +76,7 @@ from fastopt.scaling import LossScale
 from fastopt.schema import Domain, Fraction, NonNegative, OpenFraction, Rule
 from fastopt.scipy_bridge import scipy_method
 from fastopt.source import source
+from fastopt.stepping import Last
 from fastopt.threads import set_num_threads
 from fastopt.traffic import traffic
 from fastopt.wrappers import (
@@ -121,6 +122,7 @@ __all__ = [
     "GradientError",
     "Group",
     "KeepBest",
+    "Last",
     "LossScale",
     "Minibatches",
     "NonFiniteError",
