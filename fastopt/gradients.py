@@ -151,7 +151,8 @@ class Gradients:
             if leaf is None or name in self.rows:
                 continue
             g = foreign(leaf, name)
-            if not (isinstance(g, np.ndarray) and g.flags.carray and g.dtype.isnative):
+            there = g is leaf or np.may_share_memory(g, foreign(leaf, name))
+            if not (there and isinstance(g, np.ndarray) and g.flags.carray and g.dtype.isnative):
                 raise GradientError(
                     f"gradient of `{name}` cannot be set to 0 by the step: it is read-only or not C-contiguous. Pass a "
                     "writable copy, or leave out zero_grads."
