@@ -42,9 +42,9 @@ def section(rule: Rule) -> str:
     for truth in itertools.product((False, True), repeat=len(rule.switches)):
         chosen = tuple(zip(rule.switches, truth, strict=True))
         lowered = lower(rule, chosen)
-        seen = moved(lowered)
-        calls = " and the matrices'" if seen.calls else ""
-        row = ", ".join(lowered.state) or "none", kept(lowered), str(seen.passes), f"{seen.bytes}{calls}"
+        step = moved(lowered)
+        calls = " and the matrices'" if step.calls else ""
+        row = ", ".join(lowered.state) or "none", kept(lowered), str(step.passes), f"{step.bytes}{calls}"
         if row not in seen:
             seen[row] = None
             lines.append(f"| {' | '.join((', '.join(n for n, v in chosen if v) or '-', *row))} |")

@@ -13,7 +13,7 @@ def tree(rng, dtype=np.float64):
 
 
 def uphill(p, g, rho, adaptive):
-    """Foret et al. 2020, equation 2; Kwon et al. 2021, equation 6, with T of |w| + eta."""
+    """Foret et al. 2020, equation 2; Kwon et al. 2021, with T of |w| + eta."""
     t = {n: np.abs(a) + 0.01 if adaptive else np.ones_like(a) for n, a in p.items()}
     norm = np.sqrt(sum(((t[n] * g[n]) ** 2).sum() for n in p))
     return {n: p[n] + rho * t[n] ** 2 * g[n] / norm for n in p}

@@ -37,7 +37,7 @@ def swa(p, g, new, e, *, start: NonNegative = 0, every: Interval = 1, t):
 
 @behind(view="e")
 def polyak_average(p, g, new, e, *, gamma: NonNegative = 0, t):
-    """The mean of the parameters after all steps. Polyak & Juditsky 1992, SIAM J. Control Optim. 30, equation 3.
+    """The mean of the parameters after all steps. Polyak & Juditsky 1992, SIAM J. Control Optim. 30.
 
     With gamma > 0 later steps count more: polynomial-decay averaging, Shamir & Zhang 2013, arXiv:1212.1824, section 4,
     whose eta is gamma.

@@ -19,7 +19,7 @@ def l1(p, g, *, penalty: NonNegative = 1e-2):
 
 @before(init={"start": "p"})
 def l2_sp(p, g, start, *, penalty: NonNegative = 1e-2):
-    """L2-SP: towards the parameters as they were given. Li et al. 2018, arXiv:1802.01483, equation 2.
+    """L2-SP: towards the parameters as they were given. Li et al. 2018, arXiv:1802.01483.
 
     `start` is a copy of them, so that fine-tuning forgets less. For two penalties, on old layers and on new ones, give
     each a group.
@@ -29,7 +29,7 @@ def l2_sp(p, g, start, *, penalty: NonNegative = 1e-2):
 
 @behind
 def proximal_l1(p, g, new, *, penalty: NonNegative = 1e-2, lr):
-    """L1 by its proximal operator behind the step. Duchi & Singer 2009, JMLR 10 (FOBOS), equation 19.
+    """L1 by its proximal operator behind the step. Duchi & Singer 2009, JMLR 10 (FOBOS), section 5.1.
 
     What the rule makes of p is moved by lr times penalty towards 0 and stops there, so that parameters become exactly
     0. lr is the rule's.
