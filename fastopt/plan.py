@@ -147,6 +147,7 @@ def _launch(
         table = scratch.plain(lowered, s.array, s.key) | {b: a.ctypes.data for b, a in known.items()}
         table |= touched.fixed() if touched else {}
         addresses[k] = [table.get(b, 0) for b in lowered.buffers]
+    rooms = scratch.rooms(lowered, len(tasks) - 1)
     return Launch(
         kernels=cpu.kernels(rule.name, lowered, dtype, gradient, n_threads > 1),
         parallel=n_threads > 1,
@@ -156,8 +157,8 @@ def _launch(
         work=work,
         addresses=addresses,
         hyper=np.zeros((len(rows), 1 + len(lowered.columns)), dtype),
-        reduced=scratch.tables(lowered, work, arrays, len(tasks) - 1, reduced),
-        temporary=temporary,
+        reduced=(*scratch.tables(lowered, work, arrays, len(tasks) - 1, reduced), *list(rooms.values())[:1]),
+        temporary=[*temporary, rooms],
         products=scratch.products(
             lowered, text.names(lowered), groups, [segments[k].state for k in members], temporary
         ),

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from fastopt import codecs
 from fastopt.checkpoint.files import Damaged, File
 from fastopt.errors import CheckpointError, listing
 
@@ -31,8 +32,8 @@ _CODES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "|b1",
 }  # fmt: skip
-DTYPES = {code: np.dtype(text) for code, text in _CODES.items()}
-_CODE_OF = {dtype: code for code, dtype in DTYPES.items()}
+DTYPES = {code: np.dtype(text) for code, text in _CODES.items()} | {"BF16": codecs.array_dtype("bfloat16")}
+_CODE_OF = {dtype: code for code, dtype in reversed(DTYPES.items())}  # uint16 is U16
 
 
 class Entry(NamedTuple):

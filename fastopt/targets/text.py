@@ -1,7 +1,7 @@
 """What the kernels of all targets share: the same columns, functions and statements, printed in another frame."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import numpy as np
 
@@ -14,6 +14,7 @@ def dtypes(lowered: Lowered, dtype: np.dtype | Codec, gradient: np.dtype | Codec
     """How the elements of every buffer are stored, p and g first."""
     wide, plain, stored = codecs.of("float64"), codecs.of(dtype), dict(lowered.stored)
     of = {b: wide if b in lowered.numbers or b in lowered.between else plain for b in lowered.buffers}
+    of |= dict.fromkeys(lowered.scales, codecs.of("float32"))
     return {**of, **{b: codecs.of(name) for b, name in stored.items()}, "g": codecs.of(gradient)}
 
 
@@ -85,15 +86,20 @@ def load(buffer: str, value: str, of: Mapping[str, Codec]) -> str:
     return f"scale * {value}" if buffer == "g" else value
 
 
-def result(buffer: str, value: str, of: Mapping[str, Codec]) -> str:
-    """What is stored, encoded: state without subnormal numbers."""
+def result(buffer: str, value: str, of: Mapping[str, Codec], rounded: Container[str] = ()) -> str:
+    """What is stored, encoded: state without subnormal numbers. `rounded`: buffers that are rounded by chance."""
+    codec = of[buffer]
     value = value if buffer == "p" else f"flush({value})"
-    return f"to_{of[buffer]}({value})" if of[buffer].coded else value
+    if codec.coded and buffer in rounded:
+        return f"round_{codec}({value}, dice(dice_{buffer}, i))"
+    if codec.coded:
+        return f"to_{codec}({value})"
+    return value if codec.real == of["p"].real else f"np.{codec.real}({value})"
 
 
 def halves(lines: Iterable[str]) -> str:
     """The import of the decoders and encoders that the lines call; '' if there are none."""
-    called = sorted(words(lines) & {f"{way}_{name}" for way in ("from", "to") for name in codecs.CODECS})
+    called = sorted(words(lines) & {f"{way}_{name}" for way in ("from", "to", "round") for name in codecs.CODECS})
     return f"from fastopt.targets.halves import {', '.join(called)}\n" if called else ""
 
 
