@@ -74,7 +74,7 @@ def tables(
 
 
 def rooms(lowered: Lowered, n_tasks: int) -> dict[str, np.ndarray]:
-    """"rooms", what kernels of state in 8 bits take besides, and "room", the memory it holds addresses of."""
+    """ "rooms", what kernels of state in 8 bits take besides, and "room", the memory it holds addresses of."""
     if not lowered.scales:
         return {}
     room = zeros(n_tasks * len(lowered.scales) * BLOCK, np.float32)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt import codecs
+from fastopt import codecs, storage
 from fastopt.errors import ConfigError, DeviceError
 from fastopt.lower import lower
 from fastopt.params import FLOATS
@@ -14,8 +14,18 @@ from fastopt.targets import cpu, cuda
 TARGETS = ("cpu", "cuda")
 
 
-def source(rule: Rule, target: str = "cpu", *, dtype: Any = np.float32, gradient: Any = None, **switches: Any) -> str:
+def source(
+    rule: Rule,
+    target: str = "cpu",
+    *,
+    dtype: Any = np.float32,
+    gradient: Any = None,
+    state_dtype: Any = None,
+    **switches: Any,
+) -> str:
     """The generated text of a rule's kernel for parameters of `dtype` and gradients of `gradient` (the same).
+
+    `state_dtype`: how states are stored, as an `Optimizer` takes it.
 
     `switches` are values of the rule's switches (`amsgrad=True`, `momentum=0.9`); the others have their defaults.
     """
@@ -31,7 +41,9 @@ def source(rule: Rule, target: str = "cpu", *, dtype: Any = np.float32, gradient
         raise ConfigError(f"dtype {of_p}; expected float32 or float64.")
     given = {MATRIX: True, **rule.hyper, **switches}
     chosen = tuple((n, bool(given[n])) for n in rule.switches)
-    lowered = lower(rule, chosen)
+    lowered = storage.read(state_dtype, "stochastic", [rule]).applied(
+        lower(rule, chosen), rule, np.zeros((64, 64), of_p)
+    )
     if target == "cuda":
         return cuda.source(rule.name, lowered, of_p, of_g, tuple(rule.schema))
     return cpu.source(rule.name, lowered, of_p, of_g)

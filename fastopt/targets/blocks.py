@@ -1,10 +1,12 @@
 """Blocks of 8-bit numbers on the CPU: decoded into a room of float32 numbers, and encoded from it when a step has been
 done on these. Used by generated code alone; `fastopt/blocks.py` says what the codes mean.
 
-Everything is 32 bits wide and without branches, or the loops would not be vectorised. Roots come from the exponent's
-bits and two Newton steps, since a hardware root takes as long as all the rest; what they lose is made good afterwards:
-which of two levels is taken is decided on the numbers themselves.
+Everything is 32 bits wide and without branches, or the loops would not be vectorised. Roots only find the level
+below a number; whether it or the next one is taken is decided on the numbers themselves, so that chance is right on
+average.
 """
+
+from math import sqrt
 
 import numpy as np
 from numba import njit, types
@@ -44,23 +46,21 @@ def load_block(codes, scales, x, first, end):
 
 @_inlined
 def _cube_root(y):
-    r = _float(_U32(_I32(0x54A20000) - _I32(_F32(_I32(_bits(y))) * _F32(1 / 3))))  # type: ignore[call-arg]
-    r = r * (_F32(4 / 3) - _F32(1 / 3) * (y * r * r) * r)
-    r = r * (_F32(4 / 3) - _F32(1 / 3) * (y * r * r) * r)
-    return y * r * r
+    # a third of the exponent's bits is 4 % off, and a step of Halley's makes 2e-5 of it
+    t = _float(_U32(_I32(0x2A510000) + _I32(_F32(_I32(_bits(y))) * _F32(1 / 3))))  # type: ignore[call-arg]
+    cube = t * t * t
+    return t * ((cube + (y + y)) / ((cube + cube) + y))
 
 
 @_inlined
 def _fourth_root(y):
-    r = _float(_U32(_U32(0x4F580000) - _U32(_bits(y) >> _U32(2))))  # type: ignore[call-arg]
-    r = r * (_F32(1.25) - _F32(0.25) * (y * r * r) * (r * r))
-    r = r * (_F32(1.25) - _F32(0.25) * (y * r * r) * (r * r))
-    return y * r * r * r
+    return sqrt(sqrt(y))
 
 
 @_inlined
 def _chance(key, i):
-    return _F32(_I32(_U32(dice(key, i) >> _U32(8)))) * _F32(2**-24)
+    # an odd multiple of 2**-24: no 0, or a 0 could be rounded up
+    return _F32(_I32(_U32(_U32(dice(key, i) >> _U32(8)) | _U32(1)))) * _F32(2**-24)
 
 
 @_inlined
@@ -87,8 +87,8 @@ def _encoder(chance):
             unit = _F32(1) / scale
             for i in range(first, end):
                 bits = _bits(x[i])  # type: ignore[call-arg]
-                y = _float(_U32(bits & _U32(0x7FFFFFFF))) * unit * _F32(127**3)  # type: ignore[call-arg]
-                n = _I32(_cube_root(y))
+                y = _float(_U32(bits & _U32(0x7FFFFFFF))) * unit * _F32(127**3) + _F32(1e-12)  # type: ignore[call-arg]
+                n = _I32(_cube_root(y))  # y is above 0, whose cube would be subnormal
                 q = _F32(n)
                 more = y - q * q * q > chance(key, i) * (_F32(3) * q * (q + _F32(1)) + _F32(1))
                 n = _I32(min(_I32(n + _I32(more)), _I32(127)))

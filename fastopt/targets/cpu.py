@@ -107,7 +107,7 @@ def source(
         else "",
         noise=("from fastopt.targets.noise import noise_key, normal\n" if lowered.noises else "")
         + ("from fastopt.targets.blocks import load_block, round_block, store_block\n" if lowered.scales else "")
-        + ("from fastopt.targets.dice import dice, dice_key\n" if lowered.rounded else ""),
+        + ("from fastopt.targets.dice import dice, dice_key, other_half\n" if lowered.rounded else ""),
         halves=text.halves(kernels),
         dtype=of["p"].real,
         wide="\nwide = np.float64  # numbers and sums" if lowered.slots else "",

@@ -23,3 +23,9 @@ def dice_key(t, parameter, buffer):
 def dice(key, i):
     """32 random bits for element i."""
     return _mix(_U32(_U32(i) ^ key))
+
+
+@_inlined
+def other_half(word):
+    """The lower 16 bits in place of the upper ones, for a second number of the same element."""
+    return _U32(word << _U32(16))

@@ -71,9 +71,7 @@ def round_bfloat16(typing_context, x, dice):
         moved = builder.add(bits, builder.lshr(arguments[1], _I32(16)))
         size = builder.and_(bits, _I32(0x7FFFFFFF))
         quiet = builder.select(builder.icmp_unsigned(">", size, _I32(0x7F800000)), _I32(0x00400000), _I32(0))
-        chosen = builder.select(
-            builder.icmp_unsigned(">=", size, _I32(0x7F800000)), builder.or_(bits, quiet), moved
-        )
+        chosen = builder.select(builder.icmp_unsigned(">=", size, _I32(0x7F800000)), builder.or_(bits, quiet), moved)
         return builder.trunc(builder.lshr(chosen, _I32(16)), _I16)
 
     return types.uint16(x, types.uint32), codegen

@@ -1,5 +1,6 @@
 """The loop over the elements of a chunk on the CPU: plain, with running sums, or row by row."""
 
+import re
 from collections.abc import Iterable
 
 from fastopt.blocks import BLOCK
@@ -98,7 +99,7 @@ def touched(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
     place = {n: lowered.buffers.index(n) for n in lowered.between}
     loop = [f"{local} = {text.load(b, f'{b}_at[i]', of)}" for local, b in q.loads]
     loop += q.body
-    loop += [f"{b}_at[i] = {text.result(b, value, of, lowered.rounded)}" for b, value in q.stores]
+    loop += _stores(lowered, q, of)
     once = _noises(lowered, loop)
     once += [f"{n.name} = real(reduced[segment, {n.slot}])" for n in q.uses]
     buffers = dict.fromkeys([b for _, b in q.loads if b != "g"] + [b for b, _ in q.stores])
@@ -135,7 +136,7 @@ def elements(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
     loop = [f"{n.name} = real({n.vector}_at[i - lo])" for n in columns]
     loop += [f"{local} = {text.load(b, f'{b}_at[i]', of)}" for local, b in q.loads]
     loop += q.body
-    loop += [f"{b}_at[i] = {text.result(b, value, of, lowered.rounded)}" for b, value in q.stores]
+    loop += _stores(lowered, q, of)
     loop += [f"lanes[task, {_slot(n)}, i - first] += wide({value})" for n, value in (*of_all, *of_rows)]
     loop += [f"{_part(n)}_at[part + (i - lo)] += wide({value})" for n, value in of_columns]
 
@@ -177,6 +178,13 @@ def elements(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
     return [*unpack, *(line for line in frame.splitlines() if line.strip())]
 
 
+def _stores(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
+    chances = text.chances(lowered)
+    lines = [f"{b}_at[i] = {text.result(b, value, of, chances)}" for b, value in q.stores]
+    rolled = sorted(word for word in text.words(lines) if re.fullmatch(r"dice_\d+", word))
+    return [f"{word} = dice(key_{word[5:]}, i)" for word in rolled] + lines
+
+
 def _decode(lowered: Lowered, q: Pass, blocked: Iterable[str]) -> list[str]:
     lines, loaded = [], [b for _, b in q.loads]
     for b in blocked:
@@ -191,7 +199,7 @@ def _encode(lowered: Lowered, q: Pass, blocked: Iterable[str]) -> list[str]:
     stored = [b for b, _ in q.stores if b in blocked]
     places = [f"{b}_codes_at, {b}_scale_at, {b}_at, first, end" for b in stored]
     return [
-        f"round_block({at}, dice_{b})" if b in lowered.rounded else f"store_block({at})"
+        f"round_block({at}, key_{b})" if b in lowered.rounded else f"store_block({at})"
         for b, at in zip(stored, places, strict=True)
     ]
 
@@ -200,9 +208,10 @@ def _noises(lowered: Lowered, loop: list[str]) -> list[str]:
     named = [(key, seed) for key, seed in lowered.noises if key in text.words(loop)]
     key = f"addresses[segment, {lowered.buffers.index('key')}]" if named else ""
     keys = [f"{name} = noise_key({seed}, clock[0], {key}, {name[5:]})" for name, seed in named]
-    rolled = {b: f"dice_{b}" for b in lowered.rounded if f"dice_{b}" in text.words(loop)}
+    words = [*map(str, range(len(lowered.rounded))), *lowered.scales.values()]
+    rolled = {f"key_{w}": k for k, w in enumerate(words) if f"key_{w}" in text.words(loop)}
     key = f"addresses[segment, {lowered.buffers.index('key')}]" if rolled else ""
-    return keys + [f"{name} = dice_key(clock[0], {key}, {lowered.buffers.index(b)})" for b, name in rolled.items()]
+    return keys + [f"{name} = dice_key(clock[0], {key}, {k})" for name, k in rolled.items()]
 
 
 _LEVELS = (Level.ROW, Level.COLUMN, Level.REDUCED)

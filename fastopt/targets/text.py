@@ -1,13 +1,15 @@
 """What the kernels of all targets share: the same columns, functions and statements, printed in another frame."""
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from fastopt import codecs, math
 from fastopt.codecs import Codec
 from fastopt.lowered import Lowered
+
+_NONE: Mapping[str, str] = {}
 
 
 def dtypes(lowered: Lowered, dtype: np.dtype | Codec, gradient: np.dtype | Codec) -> dict[str, Codec]:
@@ -86,15 +88,21 @@ def load(buffer: str, value: str, of: Mapping[str, Codec]) -> str:
     return f"scale * {value}" if buffer == "g" else value
 
 
-def result(buffer: str, value: str, of: Mapping[str, Codec], rounded: Container[str] = ()) -> str:
-    """What is stored, encoded: state without subnormal numbers. `rounded`: buffers that are rounded by chance."""
+def result(buffer: str, value: str, of: Mapping[str, Codec], chances: Mapping[str, str] = _NONE) -> str:
+    """What is stored, encoded: state without subnormal numbers. `chances`: buffer -> bits that it is rounded by."""
     codec = of[buffer]
     value = value if buffer == "p" else f"flush({value})"
-    if codec.coded and buffer in rounded:
-        return f"round_{codec}({value}, dice(dice_{buffer}, i))"
+    if codec.coded and buffer in chances:
+        return f"round_{codec}({value}, {chances[buffer]})"
     if codec.coded:
         return f"to_{codec}({value})"
     return value if codec.real == of["p"].real else f"np.{codec.real}({value})"
+
+
+def chances(lowered: Lowered) -> dict[str, str]:
+    """Buffers in 16 bits that are rounded by chance -> half of a word of random bits: two buffers share a word."""
+    rounded = [b for b in lowered.rounded if b not in lowered.scales.values()]
+    return {b: f"other_half(dice_{k // 2})" if k % 2 else f"dice_{k // 2}" for k, b in enumerate(rounded)}
 
 
 def halves(lines: Iterable[str]) -> str:
