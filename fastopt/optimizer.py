@@ -40,8 +40,9 @@ class Optimizer(Averages):
     Args:
         rule: a `Rule`, such as `fastopt.adamw`.
         params: one array, or a list, tuple or (nested) dict of C-contiguous arrays of float32, float64, float16 or
-            bfloat16, or what `fastopt.pack` returned; or such arrays on a GPU, of PyTorch, CuPy, Numba or anything else that has
-            `__cuda_array_interface__` or DLPack. They stay yours: read and written at every step, never copied.
+            bfloat16, or what `fastopt.pack` returned; or float32 and float64 arrays on a GPU, of PyTorch, CuPy, Numba
+            or anything else that has `__cuda_array_interface__` or DLPack. They stay yours: read and written at every
+            step, never copied.
         device: "auto" follows the arrays; "cpu", "cuda" or "cuda:1" insist.
         precise: on a GPU, no fused multiply-add: the bits of the CPU, which never uses it, for rules without totals.
         groups: `Group`s; the first whose pattern matches a parameter's path holds for it.

@@ -58,7 +58,7 @@ def test_codes_without_ml_dtypes_are_uint16():
 
 
 @pytest.mark.parametrize("name", DTYPES)
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(width=32), min_size=1, max_size=50), st.data())
 def test_rounds_to_the_nearest(name, numbers, data):
     """And numbers half-way between two neighbours, which random ones never are."""
@@ -230,7 +230,7 @@ def test_all_256_codes_come_back(scale, how):
     np.testing.assert_allclose(scales_again, scales, rtol=1e-6)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 700), st.sampled_from(["normal", "square", "wide", "zeros", "flat"]))
 def test_each_number_goes_to_one_of_its_two_levels(seed, n, kind):
     rng = np.random.default_rng(seed)
