@@ -284,3 +284,25 @@ def test_blocks_are_packed():
         code = "\n".join(function.inspect_asm().values())
         check_instructions(code, operations)
         assert not re.search(r"\tv?pmuludq\b", code)  # no 64-bit products
+
+
+# ---- bytes -----------------------------------------------------------------------------------------------------------
+
+
+def test_memory_says_what_is_held():
+    params = {"w": np.ones((512, 512), "f4"), "b": np.ones(512, "f4")}
+    opt = fo.adamw(params, memory="8bit")
+    held = opt.memory()
+    assert held.elements == 512 * 513
+    assert held.state_bytes == sum(a.nbytes for s in opt.state.values() for a in s.values() if a is not None)
+    assert held.state_bytes / held.elements <= 2.1
+    assert ("m", "q8", 512 * 512, 512 * 512 + 4 * 1024) in held.parts
+    assert ("m", "float32", 512, 2048) in held.parts and ("parameters", "float32", 512 * 513, 2052 * 512) in held.parts
+    assert "all state" in str(held) and "q8" in str(held)
+    assert fo.adamw(params).memory().state_bytes == 8 * held.elements
+    half = fo.adamw({"w": np.ones(5000, ml_dtypes.bfloat16)}, master="split", memory="16bit").memory()
+    assert half.state_bytes == 6 * 5000 and ("parameters", "bfloat16", 5000, 10_000) in half.parts
+    with pytest.raises(fo.ConfigError, match="memory is '4bit'; expected None or one of '8bit', '16bit'"):
+        fo.adamw(params, memory="4bit")
+    with pytest.raises(fo.ConfigError, match="memory='8bit' chooses `state_dtype`"):
+        fo.adamw(params, memory="8bit", state_dtype="bf16")
