@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastopt.codecs import Codec
 from fastopt.gradients import Gradients
 from fastopt.groups import Settings
 from fastopt.launch import Launch, threads_for
@@ -21,7 +22,7 @@ class RowsLaunch(Launch):
     """What is touched changes from step to step, and with it the tables."""
 
     rule: Rule
-    dtype: np.dtype
+    dtype: Codec
     name: str
     segment: int
     touched: Touched

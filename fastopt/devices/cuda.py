@@ -94,6 +94,8 @@ class Cuda:
             raise DeviceError(
                 f"sparse is {sparse!r}, which parameters on a GPU cannot have; gradients are whole there."
             )
+        if not settings.storage.plain:
+            raise DeviceError("state_dtype is for parameters in host memory; on a GPU leave it out.")
         for k, array in enumerate(owned):
             totals = [n.total for q in settings.lowered(k, array).passes for n, _ in q.totals if n.total]
             if any(over == "group" for _, over in totals):
