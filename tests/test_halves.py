@@ -1,5 +1,7 @@
 """Parameters in 16 bits: by chance, to nearest, and beside a master, the other half or what rounding lost."""
 
+import sys
+
 import ml_dtypes
 import numba
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from test_machine import BIG, assembly, check_instructions
 
 import fastopt as fo
+from fastopt import codecs
 from fastopt.targets import halves
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -84,6 +87,31 @@ def test_a_tensor_of_torch_moves_in_place():
         other.step(g.astype(BF16))
     assert t.data_ptr() == address
     np.testing.assert_array_equal(t.detach().float().numpy(), p.astype("f4"))
+
+
+def test_a_tensor_of_torch_needs_ml_dtypes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    codecs.array_dtype.cache_clear()
+    try:
+        with pytest.raises(fo.ArrayTypeError, match="Install ml_dtypes"):
+            fo.adamw({"w": torch.ones(3).bfloat16()})
+        with pytest.raises(fo.ArrayTypeError, match="Install ml_dtypes"):
+            fo.pack({"w": torch.ones(3).bfloat16()})
+    finally:
+        codecs.array_dtype.cache_clear()
+
+
+def test_packed_parameters():
+    loose = {"a": start(n=100), "b": start(n=70).reshape(7, 10)}
+    packed = fo.pack(loose)
+    assert packed.flat.dtype == BF16 and packed.grads.flat.dtype == BF16
+    pair = fo.adamw(packed, master="split"), fo.adamw(loose, master="split")
+    packed.grads.flat[...] = 0.5
+    pair[0].step()
+    pair[1].step({"a": np.full(100, 0.5, "f4"), "b": np.full((7, 10), 0.5, "f4")})
+    for name in "ab":
+        np.testing.assert_array_equal(packed[name], loose[name])
+    assert fo.pack({"a": np.ones(3, "f4")}, dtype=np.float16).flat.dtype == np.float16
 
 
 def test_mixed_parameters():

@@ -90,7 +90,7 @@ def _encoder(chance):
                 y = _float(_U32(bits & _U32(0x7FFFFFFF))) * unit * _F32(127**3) + _F32(1e-12)  # type: ignore[call-arg]
                 n = _I32(_cube_root(y))  # y is above 0, whose cube would be subnormal
                 q = _F32(n)
-                more = y - q * q * q > chance(key, i) * (_F32(3) * q * (q + _F32(1)) + _F32(1))
+                more = y - q * q * q > chance(key, i) * (_F32(3) * (q * q + q) + _F32(1))
                 n = _I32(min(_I32(n + _I32(more)), _I32(127)))
                 minus = _I32(_U32(bits >> _U32(31)))
                 codes[i] = np.uint8(_I32(n ^ _I32(-minus)) + minus)
