@@ -67,10 +67,10 @@ class Lowered:
         instead of an address, "columns" is the length of a row and "step" that of a chunk, in elements, "key" a number
         for the parameter that its random numbers start from. For what gradients of rows need see `touched.py`.
         """
-        vectors = [n for q in self.passes for n in q.numbers if n.level in VECTORS]
+        vectors = [n for q in self.passes for n in q.numbers if n.level in VECTORS and not self.touched]
         parts = {f"partial{n.total[0]}": n.level for n in vectors if n.total and n.total[1] == "column"}
         names = ("columns", "step") * bool(vectors) + ("key",) * bool(self.noises)
-        names += ("columns", "places") * bool(self.touched)
+        names += ("columns", "places", "order", "sums") * bool(self.touched)
         names += ("steps",) * (self.touched in ("exact", "row"))
         names += ("now", "present", "end", "zeros") * (self.touched == "exact")
         plain = dict.fromkeys(names, Level.ELEMENT)

@@ -138,13 +138,14 @@ def _launch(
     buffers = len(lowered.state) - len(lowered.levels) + 1
     n_threads = 1 if touched else threads_for(sum(sizes) * (buffers * dtype.itemsize + gradient.itemsize))
     tasks = worklist.tasks(work, n_threads)
+    n_tasks = threads.count() if touched else len(tasks) - 1  # of rows there may be more at the next step
     temporary = scratch.buffers(lowered, arrays)
     addresses = np.zeros((len(segments), len(lowered.buffers)), np.uint64)
     for k, mine in zip(members, temporary, strict=True):
         s = segments[k]
         known = {"p": s.array, **s.state, **mine}
         table = scratch.plain(lowered, s.array, s.key) | {b: a.ctypes.data for b, a in known.items()}
-        table |= touched.fixed() if touched else {}
+        table |= touched.addresses if touched else {}
         addresses[k] = [table.get(b, 0) for b in lowered.buffers]
     return Launch(
         kernels=cpu.kernels(rule.name, lowered, dtype, gradient, n_threads > 1),
@@ -155,7 +156,7 @@ def _launch(
         work=work,
         addresses=addresses,
         hyper=np.zeros((len(rows), 1 + len(lowered.columns)), dtype),
-        reduced=scratch.tables(lowered, work, arrays, len(tasks) - 1, reduced),
+        reduced=scratch.tables(lowered, work, arrays, n_tasks, reduced),
         temporary=temporary,
         products=scratch.products(
             lowered, text.names(lowered), groups, [segments[k].state for k in members], temporary

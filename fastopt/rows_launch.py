@@ -30,21 +30,29 @@ class RowsLaunch(Launch):
     places: dict[str, int]  # columns of `addresses`
     _n: int = 0
     _values: Sequence[Any] = ()
+    _known: Any = None  # the addresses of `touched` that are in the table
 
     def aim(self, gradients: Gradients) -> None:
-        self._n, addresses = self.touched.take(gradients.rows[self.name])
-        self._point(**addresses)
+        self._take(gradients.rows[self.name].indices)
+        self.addresses[self.segment, 1] = gradients.addresses[self.segment]
 
-    def _point(self, **numbers: int) -> None:
-        """Write the row of `addresses`, and share out what is touched."""
-        for name, number in numbers.items():
-            self.addresses[self.segment, self.places[name]] = number
+    def _take(self, indices: np.ndarray) -> None:
+        """Share out the rows that are touched."""
         itemsize = (len(self.lowered.state) + 1) * self.kinds[0].itemsize + self.kinds[1].itemsize
-        n_threads = threads_for(self._n * self.touched.columns * itemsize)
+        n_threads = threads_for(_APART * len(indices) * self.touched.columns * itemsize)
         if self.parallel != n_threads > 1:
             self.parallel = n_threads > 1
             self.kernels = cpu.kernels(self.rule.name, self.lowered, *self.kinds, self.parallel)
-        self.work, self.tasks = self.touched.chunks(self._n, self.segment, n_threads)
+        self._n, self.work, self.tasks = self.touched.take(indices, self.segment, n_threads)
+        if self._known is not self.touched.addresses:
+            self._known = self.touched.addresses
+            self._point(**self._known)
+
+    def _point(self, **numbers: int) -> None:
+        """Write some of the row of `addresses`."""
+        for name, number in numbers.items():
+            if name in self.places:
+                self.addresses[self.segment, self.places[name]] = number
 
     @property
     def columns(self) -> np.ndarray:
@@ -75,7 +83,12 @@ class RowsLaunch(Launch):
         touched = self.touched
         if not touched.settle(int(clock[2 + self.segment])) or touched.steps.min(initial=touched.kept) == touched.kept:
             return
-        self._n = len(touched.array)
-        none = 2**64 - 1
-        self._point(**touched.everything(), now=touched.kept - 1, present=none, end=touched.kept)
-        super().run(0, np.zeros(2 + len(self.addresses), np.int64), False)
+        clock, n = np.zeros(2 + len(self.addresses), np.int64), len(touched.array)
+        for first in range(0, n, _BLOCK):  # or the tables would be as long as the parameter
+            self._take(np.arange(first, min(first + _BLOCK, n)))
+            self._point(now=touched.kept - 1, present=2**64 - 1, end=touched.kept)
+            super().run(0, clock, False)
+
+
+_APART = 3  # rows here and there take that much longer than as many neighbours
+_BLOCK = 1 << 18  # rows

@@ -9,6 +9,7 @@ import fastopt as fo
 from fastopt.lower import lower
 from fastopt.rules import CATALOGUE
 from fastopt.targets import touched as compiled
+from fastopt.touched import helpers
 
 N, C = 40, 6
 
@@ -230,6 +231,7 @@ def test_any_thread_count_gives_the_same_bits():
     rng = np.random.default_rng(7)
     n, c, k = 20_000, 64, 30_000  # enough for all threads
     indices, values = rng.integers(0, n, k), rng.normal(size=(k, c)).astype(np.float32)
+    indices[:: k // 3000] = 7  # one row has a tenth of them
     results = []
     try:
         for threads in (1, 2):
@@ -326,5 +328,27 @@ def test_the_radix_sort_is_stable():
         for size in (0, 1, 2, 1000):
             indices = rng.integers(0, n_rows, size)
             order, other = np.empty(size, np.int64), np.empty(size, np.int64)
-            compiled.sort.py_func(indices, n_rows, order, other)
+            shift = compiled.sort.py_func(indices, n_rows, order, other)
+            np.testing.assert_array_equal(order & ((1 << shift) - 1), np.argsort(indices, kind="stable"))
+            np.testing.assert_array_equal(order >> shift, np.sort(indices))
+
+
+def test_every_row_is_in_one_share_and_its_gradients_are_in_order():
+    rng = np.random.default_rng(9)
+    n_rows = 5000
+    shuffled = rng.permutation(n_rows)
+    for indices in (shuffled[:0], shuffled[:1], np.sort(shuffled), shuffled, shuffled[rng.integers(0, 40, 3000)]):
+        k = len(indices)
+        order, other, places = np.empty(k, np.int64), np.empty(k, np.int64), np.empty((k + 1, 2), np.uint64)
+        for threads in (1, 2, 7):
+            work = np.zeros((threads, 4), np.uint64)
+            n = helpers().prepare(indices, n_rows, order, other, places, work)
+            rows, starts = places[:n, 0].astype(np.int64), places[: n + 1, 1].astype(np.int64)
+            np.testing.assert_array_equal(rows, np.unique(indices))
+            np.testing.assert_array_equal(np.repeat(rows, np.diff(starts)), indices[order])
             np.testing.assert_array_equal(order, np.argsort(indices, kind="stable"))
+            lo, hi = work[:, :2].T.astype(np.int64)
+            assert [*lo, n] == [0, *hi], "shares follow each other"
+            assert n == 0 or (lo[1:] > 0).all(), "a second share that begins at 0 would count the step twice"
+            costs = starts[hi] - starts[lo] + 3 * (hi - lo)
+            assert costs.max() <= costs.sum() / threads + np.diff(starts, prepend=0).max() + 3

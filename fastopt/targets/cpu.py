@@ -11,7 +11,7 @@ from fastopt import build
 from fastopt.lowered import Lowered
 from fastopt.passes import Pass
 from fastopt.statements import Level
-from fastopt.targets import loops, numbers, text
+from fastopt.targets import loops, numbers, rows, text
 
 # Bytes of parameters, gradients and state above which a step uses all threads. On idle cores a second one pays from
 # 1 MiB on, but on busy cores a parallel launch waits for the scheduler, milliseconds: there must be something to win.
@@ -33,7 +33,7 @@ import numpy as np
 from numba import {numba}
 
 from fastopt.targets.pointers import {pointers}
-{sums}{noise}
+{sums}{rows}{noise}
 real = np.{dtype}{wide}
 tiny = np.finfo(real).tiny  # below it numbers are subnormal: slow everywhere, and state would stall there
 
@@ -87,7 +87,7 @@ def source(rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype, par
     """The text of the kernels of a lowered rule, one a pass, for parameters of `dtype` and gradients of another."""
     of = text.dtypes(lowered, dtype, gradient)
     names = kernel_names(lowered)
-    passes = zip(names, lowered.passes, strict=True)
+    passes = zip(names, lowered.passes[-len(names) :], strict=True)
     return _MODULE.format(
         title=f"{rule}: {dtype} parameters, {gradient} gradients, {'all threads' if parallel else 'one thread'}",
         columns=text.legend(lowered),
@@ -98,6 +98,7 @@ def source(rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype, par
         sums="from fastopt.targets.sums import add_columns, clear, clear_part, drain, everywhere, gather\n"
         if lowered.slots
         else "",
+        rows="from fastopt.targets.touched import add, fetch\n" if lowered.touched else "",
         noise="from fastopt.targets.noise import noise_key, normal\n" if lowered.noises else "",
         dtype=dtype,
         wide="\nwide = np.float64  # numbers and sums" if lowered.slots else "",
@@ -113,12 +114,14 @@ def _pointers(lowered: Lowered, of: dict[str, np.dtype]) -> set[str]:
 
 
 def kernel_names(lowered: Lowered) -> list[str]:
-    n = len(lowered.passes)
+    n = 1 if lowered.touched else len(lowered.passes)
     return ["kernel"] if n == 1 else [f"kernel_{k}" for k in range(n)]
 
 
 def _kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, np.dtype], parallel: bool) -> str:
     last = q is lowered.passes[-1]
+    if lowered.touched:
+        q = rows.before(lowered)
     gathered = [n.total[0] for n, _ in q.totals if n.total and n.level is Level.REDUCED]
     return _KERNEL.format(
         name=name,
@@ -130,7 +133,7 @@ def _kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, np.dtype], paral
         numbers=numbers.function(name, lowered, q) if q.numbers else "",
         before=f"\n    numbers_{name}(parameters, addresses, hyper, reduced)" if q.numbers else "",
         count=_COUNT if last else "",
-        elements=text.indent(loops.elements(lowered, q, of), 12),
+        elements=text.indent(rows.elements(lowered, of) if lowered.touched else loops.elements(lowered, q, of), 12),
         after="".join(f"\n    gather(parameters, partials, reduced, {k})" for k in gathered),
         done=_DONE if last else "",
     )
