@@ -21,6 +21,7 @@ from fastopt.lowered import Lowered
 from fastopt.params import zeros
 from fastopt.rows import Rows
 from fastopt.schema import MATRIX, Rule
+from fastopt.statements import VECTORS, Level
 
 READINGS = ("lazy", "exact", "row")
 
@@ -69,10 +70,13 @@ def lowered(low: Lowered, reading: str, rule: Rule, name: str) -> Lowered:
         return ConfigError(f"`{rule.name}` cannot take a gradient of rows for `{name}`: {why}; {remedy}.")
 
     group = f"give it a dense gradient, or a rule that can: fastopt.Group({name!r}, rule=fastopt.adagrad)"
-    if low.matrices or any(q.totals for q in low.passes):
+    numbers = [n for q in low.passes for n in q.numbers]
+    sums = {n.level for n in numbers if n.total} | {Level.REDUCED for n in numbers if n.inner in VECTORS}
+    if low.matrices or sums - {Level.ROW}:
         raise refuse("each of its steps looks at whole parameters", group)
-    if reading != "lazy" and low.numbers:
-        raise refuse(f"it keeps {', '.join(low.numbers)} for all rows together", 'use sparse="lazy"')
+    common = [s for s, level in low.numbers.items() if level is not Level.ROW]
+    if reading != "lazy" and common:
+        raise refuse(f"it keeps {', '.join(common)} for all rows together", 'use sparse="lazy"')
     if reading != "lazy" and low.noises:
         raise refuse("its noise belongs to the optimizer's step", 'use sparse="lazy"')
     return replace(low, touched=reading)
@@ -157,16 +161,27 @@ def idle(rule: Rule, lowered: Lowered, matrix: bool, hyper: dict[str, Any], t: i
     supplied = {"t": t} if rule.timed else {}
     supplied |= {MATRIX: matrix} if MATRIX in rule.switches else {}
     lives = [n == "p" or n in lowered.state for n in ("p", *rule.state)]
-    for p, *others in _SAMPLES[:, : len(lives)].tolist():
+    for g, p, *others in _samples(rule, lowered):
         before = p, *map(abs, others)
         try:
-            after = rule.formula(p, 0.0, *before[1:], **hyper, **supplied)
-        except ArithmeticError:
+            with np.errstate(all="ignore"):
+                after = rule.formula(p, g, *before[1:], **hyper, **supplied)
+        except (ArithmeticError, ValueError, TypeError):  # the latter where it cannot take arrays: that says nothing
             return False
         after = after if isinstance(after, tuple) else (after,)
-        if any(a != b for a, b, alive in zip(before, after, lives, strict=True) if alive):
+        if any(np.any(a != b) for a, b, alive in zip(after, before, lives, strict=True) if alive):
             return False
     return True
 
 
-_SAMPLES = np.random.default_rng(0).standard_normal((8, 32))
+def _samples(rule: Rule, lowered: Lowered) -> list[list[Any]]:
+    """Gradients of zeros, parameters and states: numbers, or, where a rule looks at rows, matrices."""
+    states = 1 + len(rule.state)
+    if not any(q.totals for q in lowered.passes):
+        return [[0.0, *sample] for sample in _SAMPLES[:, :states].tolist()]
+    rows = {s: 1 for s in lowered.numbers}
+    widths = [4, *(rows.get(s, 4) for s in rule.state)]
+    return [[np.zeros((8, 4)), *(_SAMPLES[:, 4 * k : 4 * k + w] for k, w in enumerate(widths))]]
+
+
+_SAMPLES = np.random.default_rng(0).standard_normal((8, 128))

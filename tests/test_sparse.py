@@ -8,8 +8,10 @@ from conftest import leaves, refused
 import fastopt as fo
 from fastopt.lower import lower
 from fastopt.rules import CATALOGUE
+from fastopt.statements import Level
 from fastopt.targets import touched as compiled
 from fastopt.touched import helpers
+from fastopt.wrap import before
 
 N, C = 40, 6
 
@@ -25,16 +27,31 @@ def options(rule):
 
 def sees_rows_alone(rule):
     low = lower(rule, truth(rule))
-    return not low.matrices and not any(q.totals for q in low.passes)
+    return not low.matrices and all(n.level is Level.ROW for q in low.passes for n, _ in q.totals)
 
 
 def keeps_nothing_for_all(rule):
     low = lower(rule, truth(rule))
-    return not low.numbers and not low.noises
+    return Level.REDUCED not in low.numbers.values() and not low.noises
+
+
+@before
+def clip_rows(p, g, *, most=1.0):
+    """A wrapper of a user's own: the norm of every row's gradient is `most` at most."""
+    return g * fo.math.minimum(1.0, most / (fo.math.norm(g, "row") + 1e-6))
+
+
+@fo.rule
+def balanced(p, g, s, *, lr=0.1, t):
+    """Two totals of a row one after the other, a number of the whole shape, and a schedule inside a number."""
+    g = g - fo.math.mean(g, "row")
+    s = s + fo.math.total(g * g, "row") / t
+    return p - lr / fo.math.size(p, "row") * g / (fo.math.sqrt(s) + fo.math.rms(p, "row") / t), s
 
 
 LAZY = [r for r in CATALOGUE.values() if sees_rows_alone(r)]
-EXACT = [r for r in LAZY if keeps_nothing_for_all(r)]
+BY_ROWS = [fo.agc(fo.adagrad), fo.centralize(fo.adamw), clip_rows(fo.adam), balanced]
+EXACT = [*(r for r in LAZY if keeps_nothing_for_all(r)), *BY_ROWS]
 
 
 def drawn(rng, t, n=N, c=C, dtype="float32", zipf=False):
@@ -78,6 +95,44 @@ def test_exact_equals_whole_gradients_bit_for_bit(rule):
         assert not state or state["w"].tobytes() == saved["state"][name]["w"].tobytes(), name
 
 
+def test_rules_of_rows_are_among_them():
+    assert {"adam_mini", "rowwise_adagrad", "adagrad", "ftrl"} <= {r.name for r in EXACT}
+    assert not {"lamb", "adafactor", "muon", "novograd", "adagrad_norm"} & {r.name for r in LAZY}
+
+
+@pytest.mark.parametrize("reading", ["lazy", "row"])
+@pytest.mark.parametrize("columns", [1, 6, 300])  # 300: more than the running sums side by side
+def test_sums_of_rows_are_those_of_whole_gradients(reading, columns):
+    rng = np.random.default_rng(10)
+    for rule in (fo.rowwise_adagrad, balanced):
+        start = rng.normal(size=(N, columns))
+        w, like = start.copy(), start.copy()
+        opt, dense = rule(w, sparse=reading), rule(like)
+        for _ in range(6):
+            g = rng.normal(size=w.shape)
+            opt.step(fo.rows(np.arange(N), g))
+            dense.step(g)
+        assert w.tobytes() == like.tobytes()
+        assert opt.state["s"].shape == (N, 1) and opt.state["s"].tobytes() == dense.state["s"].tobytes()
+
+
+def test_a_rowwise_state_takes_one_number_a_row_and_waits_with_it():
+    rng = np.random.default_rng(11)
+    w = rng.normal(size=(N, C)).astype(np.float32)
+    start = w.copy()
+    opt = fo.rowwise_adagrad(w, lr=0.1)
+    indices, values = np.array([4, 9, 4]), rng.normal(size=(3, C)).astype(np.float32)
+    opt.step(fo.rows(indices, values))
+    sums = np.zeros(N)
+    for i in (4, 9):
+        g = values[indices == i].astype(np.float64).sum(0)
+        sums[i] = np.mean(g * g)
+        # float32 sums of two gradients, and a float32 step
+        np.testing.assert_allclose(w[i], start[i] - 0.1 * g / (np.sqrt(sums[i]) + 1e-8), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(opt.state["s"][:, 0], sums, rtol=1e-6)
+    assert (np.delete(w, [4, 9], 0) == np.delete(start, [4, 9], 0)).all()
+
+
 def test_exact_resumes_and_goes_on_like_whole_gradients():
     rng = np.random.default_rng(2)
     start = rng.normal(size=(N, C))
@@ -99,9 +154,10 @@ def test_exact_resumes_and_goes_on_like_whole_gradients():
     assert a["w"].tobytes() == c["w"].tobytes() and a["b"].tobytes() == c["b"].tobytes()
 
 
-def test_an_idle_rule_has_nothing_to_catch_up_on():
+@pytest.mark.parametrize("rule", [fo.adagrad, fo.rowwise_adagrad, fo.agc(fo.adagrad)], ids=lambda r: r.name)
+def test_an_idle_rule_has_nothing_to_catch_up_on(rule):
     w = np.ones((N, C), np.float32)
-    opt = fo.adagrad(w, sparse="exact")
+    opt = rule(w, sparse="exact")
     for t in range(5):
         opt.step(fo.rows([t], np.ones((1, C), np.float32)))
     assert opt._touched["params"].kept == 0, "a zero gradient changes nothing, so no step was kept"

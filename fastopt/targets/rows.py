@@ -69,9 +69,9 @@ while start < first + length:
 
 
 def before(lowered: Lowered) -> Pass:
-    """The numbers about the parameter, which are known before the loop."""
+    """The numbers about the parameter that are known before the loop."""
     q = lowered.passes[0]
-    numbers = tuple(n for q in lowered.passes for n in q.numbers if n.level is Level.REDUCED)
+    numbers = tuple(n for q in lowered.passes for n in q.numbers if not _inside(lowered, n))
     kept = tuple((s, new) for s, new in q.kept if new in {n.name for n in numbers})
     return replace(q, earlier=(), numbers=numbers, kept=kept)
 
@@ -120,7 +120,7 @@ def _fetch(lowered: Lowered, buffer: str, itemsize: int) -> str:
 
 def _pass(lowered: Lowered, q: Pass, of: dict[str, np.dtype]) -> list[str]:
     """One pass over a row: its numbers, in float64, then its elements."""
-    lines = [line for n in q.numbers if n.level is Level.ROW for line in _number(lowered, n)]
+    lines = [line for n in q.numbers if _inside(lowered, n) for line in _number(lowered, n)]
     lines += [f"{s}_at[row] = {new}_wide" for s, new in q.kept if lowered.numbers[s] is Level.ROW]
     lines += [f"{n.name} = real({n.name}_wide)" for n in q.uses]
     loop = [f"{local} = {text.load(b, f'{b}_at[i]', of[b] != of['p'])}" for local, b in q.loads]
@@ -134,6 +134,11 @@ def _pass(lowered: Lowered, q: Pass, of: dict[str, np.dtype]) -> list[str]:
     elif loop:
         lines += _PLAIN.format(loop=text.indent(loop, 4)).splitlines()
     return lines
+
+
+def _inside(lowered: Lowered, n: Number) -> bool:
+    """Does a number differ from row to row: as one of the row, or because rows are at different steps?"""
+    return n.level is Level.ROW or (bool(n.text) and lowered.touched != "lazy")
 
 
 def _number(lowered: Lowered, n: Number) -> list[str]:
