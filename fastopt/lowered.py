@@ -21,7 +21,7 @@ class Lowered:
     slots: int  # columns of `reduced`: the rule's totals, then every number
     square: tuple[tuple[str, str], ...]  # (state, "rows" or "columns"): those that are square matrices of that side
     noises: tuple[tuple[str, str], ...]  # (key of random numbers, its seed)
-    touched: str = ""  # for gradients of rows: "lazy", "exact" or "row", see `touched.py`
+    touched: str = ""  # for gradients of rows: "lazy", "exact", "closed" or "row", see `touched.py`
 
     @property
     def numbers(self) -> dict[str, Level]:
@@ -71,8 +71,9 @@ class Lowered:
         parts = {f"partial{n.total[0]}": n.level for n in vectors if n.total and n.total[1] == "column"}
         names = ("columns", "step") * bool(vectors) + ("key",) * bool(self.noises)
         names += ("columns", "places", "order", "sums") * bool(self.touched)
-        names += ("steps",) * (self.touched in ("exact", "row"))
-        names += ("now", "present", "end", "zeros") * (self.touched == "exact")
+        names += ("steps",) * (self.touched in ("exact", "closed", "row"))
+        names += ("now", "present", "end") * (self.touched in ("exact", "closed"))
+        names += ("zeros",) * (self.touched == "exact") + ("products",) * (self.touched == "closed")
         plain = dict.fromkeys(names, Level.ELEMENT)
         return {**{n.vector: n.level for n in vectors}, **parts, **plain}
 

@@ -20,7 +20,7 @@ from fastopt.errors import ConcurrentUseError, ConfigError, DeviceError, TornSta
 from fastopt.groups import Group, Settings
 from fastopt.pack import Packed
 from fastopt.schema import Rule
-from fastopt.touched import READINGS, Touched
+from fastopt.touched import BEHIND, READINGS, Touched
 
 _T, _DIRTY = 0, 1  # the clock: steps done, is one under way, then the steps of each parameter
 
@@ -46,8 +46,9 @@ class Optimizer(Averages):
         precise: on a GPU, no fused multiply-add: the bits of the CPU, which never uses it, for rules without totals.
         groups: `Group`s; the first whose pattern matches a parameter's path holds for it.
         sparse: what a step with a gradient of rows (see `rows`) means for the other rows. "lazy": nothing, they wait;
-            "exact": what a gradient of zeros would do, done when a row is touched next, or by `catch_up`; "row":
-            nothing, and t counts the steps of each row by itself.
+            "exact": what a gradient of zeros would do, done when a row is touched next, or by `catch_up`; "closed": the
+            same at once for all the steps missed, where that is linear, but for rounding; "row": nothing, and t counts
+            the steps of each row by itself.
         **hyper: the rule's hyperparameters, numbers or callables of the step t = 1, 2, ...; `maximize=True` ascends.
 
     Attributes:
@@ -168,7 +169,7 @@ class Optimizer(Averages):
             given = self._settings, self._segments, gradients.kinds, self._clock
             ready = self._place.build(*given, self._touched, self._reading, stream)
             self._plan = None
-            if self._reading == "exact":
+            if self._reading in BEHIND:
                 gradients.by_rows |= self._touched.keys()
         ready.aim(gradients)
         self._plan = ready
@@ -233,14 +234,17 @@ class Optimizer(Averages):
 
     # ---------------------------------------------------------------- state
     def catch_up(self) -> None:
-        """With sparse="exact": bring all rows to the present, as whole gradients would. `state_dict` does so, too."""
+        """With sparse="exact" or "closed": bring all rows to the present, as whole gradients would.
+
+        `state_dict` does so, too.
+        """
         with self._alone():
             self._catch_up()
 
     def _catch_up(self) -> None:
         if self._clock[_DIRTY]:
             self._torn()
-        if self._reading == "exact":
+        if self._reading in BEHIND:
             for touched in self._touched.values():
                 touched.launch.catch_up(self._clock)
 

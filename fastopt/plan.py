@@ -18,7 +18,7 @@ from fastopt.rows_launch import RowsLaunch
 from fastopt.schema import Rule
 from fastopt.staged import stages
 from fastopt.targets import cpu, text
-from fastopt.touched import Touched
+from fastopt.touched import BEHIND, Touched
 from fastopt.touched import lowered as rows_of
 
 
@@ -94,7 +94,7 @@ def _launches(
     for k in apart:
         array, steps = segments[k].array, segments[k].state.get("row_steps")
         if settings.names[k] not in touched:
-            steps = np.zeros(len(array) if reading == "exact" else 0, np.int64) if steps is None else steps
+            steps = np.zeros(len(array) if reading in BEHIND else 0, np.int64) if steps is None else steps
             touched[settings.names[k]] = Touched(array, reading, steps)
     # shared by a rule's launches, whose totals over all it adds up; rows of parameters that take no part stay 0
     slots: dict[Rule, int] = {}

@@ -1,9 +1,10 @@
 """Gradients of rows on the CPU: a parameter's touched rows in order, and what rows that were left out must catch up on.
 
-Three readings of what a step means for a row without a gradient:
+Four readings of what a step means for a row without a gradient:
 
 lazy    nothing; t counts the optimizer's steps (torch.optim.SparseAdam, and every torch rule given sparse gradients).
 exact   what a gradient of zeros would do, done when the row is touched next, with the hyperparameters of each step.
+closed  the same in one go, whatever the number of steps, where that is linear in parameter and state; but for rounding.
 row     nothing, and t counts the steps of the row itself.
 """
 
@@ -18,12 +19,14 @@ import numpy as np
 from fastopt import build
 from fastopt.errors import ConfigError, GradientError
 from fastopt.lowered import Lowered
+from fastopt.missed import Products
 from fastopt.params import zeros
 from fastopt.rows import Rows
-from fastopt.schema import MATRIX, Rule
+from fastopt.schema import Rule
 from fastopt.statements import VECTORS, Level
 
-READINGS = ("lazy", "exact", "row")
+READINGS = ("lazy", "exact", "closed", "row")
+BEHIND = ("exact", "closed")  # rows have something to catch up on
 
 _MODULE = """\
 # What a gradient of rows is turned into before a kernel sees it.
@@ -77,6 +80,8 @@ def lowered(low: Lowered, reading: str, rule: Rule, name: str) -> Lowered:
     common = [s for s, level in low.numbers.items() if level is not Level.ROW]
     if reading != "lazy" and common:
         raise refuse(f"it keeps {', '.join(common)} for all rows together", 'use sparse="lazy"')
+    if reading == "closed" and sums:
+        raise refuse("it sums over rows", 'use sparse="exact"')
     if reading != "lazy" and low.noises:
         raise refuse("its noise belongs to the optimizer's step", 'use sparse="lazy"')
     return replace(low, touched=reading)
@@ -87,10 +92,10 @@ class Touched:
     """One parameter's rows: the tables of its launch, made anew at every step, and how far each row has got.
 
     Attributes:
-        steps: int64 (n_rows,); row: steps of each row; exact: how many rows of `table` each row has caught up with.
-        table: rows of `hyper`; row: that of a row's t = 1, 2, ...; exact: those of steps that change even rows without
-            a gradient.
-        kept: how many rows of `table` those are, and pending: from which step on how many.
+        steps: int64 (n_rows,); row: steps of each row; else: how many of the kept steps each row has caught up with.
+        table: rows of `hyper`; row: that of a row's t = 1, 2, ...; exact: those of the kept steps.
+        products: closed: the matrices of the kept steps.
+        kept: how many steps are kept, which change even rows without a gradient; pending: from which step on how many.
         addresses: by name, where the tables are, and the length of a row; another dict when one of them has moved.
     """
 
@@ -106,6 +111,7 @@ class Touched:
         self.columns = self.array.size // max(1, len(self.array))
         # a row of them, as wide as any gradient's
         self._zeros = zeros(self.columns if self.reading == "exact" else 0, np.float64)
+        self.products: Products | None = None
         self.launch: Any = None  # the last one
         self.addresses = {"columns": self.columns, "steps": self.steps.ctypes.data, "zeros": self._zeros.ctypes.data}
         self._room = 0  # indices that there is room for
@@ -154,34 +160,3 @@ class Touched:
                 grown[: len(self.table)] = self.table
             self.table = grown
         self.table[row] = values
-
-
-def idle(rule: Rule, lowered: Lowered, matrix: bool, hyper: dict[str, Any], t: int) -> bool:
-    """Does a gradient of zeros leave parameter and state as they are? Then a row that is not touched misses nothing."""
-    supplied = {"t": t} if rule.timed else {}
-    supplied |= {MATRIX: matrix} if MATRIX in rule.switches else {}
-    lives = [n == "p" or n in lowered.state for n in ("p", *rule.state)]
-    for g, p, *others in _samples(rule, lowered):
-        before = p, *map(abs, others)
-        try:
-            with np.errstate(all="ignore"):
-                after = rule.formula(p, g, *before[1:], **hyper, **supplied)
-        except (ArithmeticError, ValueError, TypeError):  # the latter where it cannot take arrays: that says nothing
-            return False
-        after = after if isinstance(after, tuple) else (after,)
-        if any(np.any(a != b) for a, b, alive in zip(after, before, lives, strict=True) if alive):
-            return False
-    return True
-
-
-def _samples(rule: Rule, lowered: Lowered) -> list[list[Any]]:
-    """Gradients of zeros, parameters and states: numbers, or, where a rule looks at rows, matrices."""
-    states = 1 + len(rule.state)
-    if not any(q.totals for q in lowered.passes):
-        return [[0.0, *sample] for sample in _SAMPLES[:, :states].tolist()]
-    rows = {s: 1 for s in lowered.numbers}
-    widths = [4, *(rows.get(s, 4) for s in rule.state)]
-    return [[np.zeros((8, 4)), *(_SAMPLES[:, 4 * k : 4 * k + w] for k, w in enumerate(widths))]]
-
-
-_SAMPLES = np.random.default_rng(0).standard_normal((8, 128))

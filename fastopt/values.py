@@ -17,7 +17,7 @@ RESERVED = frozenset(
     "clear fold noise_key key place now present zeros n_chunks n_parameters control thread threads blocks entry "
     "table column numbers sums head end rest part step whole n_elements n_rows n_columns vectors across shift "
     "down mine line narrow seats seat d block_total update length stride own later "
-    "begin given stop fetch add drain".split()
+    "begin given stop fetch add drain compose".split()
 )
 
 

@@ -374,7 +374,7 @@ def test_rules_that_look_at_whole_parameters_say_so():
         opt = rule({"w": np.ones((N, C), np.float32)}, sparse="exact")
         with pytest.raises(fo.ConfigError, match=f'{why}.*sparse="lazy"'):
             opt.step({"w": fo.rows([1], np.ones((1, C), np.float32))})
-    with pytest.raises(fo.ConfigError, match="sparse is 'often'; expected one of 'lazy', 'exact', 'row'"):
+    with pytest.raises(fo.ConfigError, match="sparse is 'often'; expected one of 'lazy', 'exact', 'closed', 'row'"):
         fo.adam(w, sparse="often")
 
 
@@ -408,3 +408,68 @@ def test_every_row_is_in_one_share_and_its_gradients_are_in_order():
             assert n == 0 or (lo[1:] > 0).all(), "a second share that begins at 0 would count the step twice"
             costs = starts[hi] - starts[lo] + 3 * (hi - lo)
             assert costs.max() <= costs.sum() / threads + np.diff(starts, prepend=0).max() + 3
+
+
+CLOSED = {
+    "sgd": (fo.sgd, {"momentum": 0.9, "weight_decay": 0.01, "nesterov": True}),
+    "qhm": (fo.qhm, {"weight_decay": 0.01}),
+    "rmsprop": (fo.rmsprop, {"momentum": 0.9}),
+    "averaged": (fo.ema(fo.sgd), {"weight_decay": 0.01, "decay": 0.9}),
+    "adagrad": (fo.adagrad, {}),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_closed_forms_give_what_whole_gradients_give_but_for_rounding(name):
+    rule, hyper = CLOSED[name]
+    rng = np.random.default_rng(12)
+    start = rng.normal(size=(N, C))
+    a, b = {"w": start.copy(), "b": np.ones(3)}, {"w": start.copy(), "b": np.ones(3)}
+    lr = lambda t: 1e-2 / (1 + t % 3)  # noqa: E731 - every step has another matrix
+    dense, sparse = rule(a, lr=lr, **hyper), rule(b, lr=lr, sparse="closed", **hyper)
+    for t in range(300):
+        indices, values = drawn(rng, t, dtype="float64", zipf=True)
+        bias = None if t % 4 == 1 else np.full(3, 0.1)
+        g = whole(indices, values)
+        dense.step({"w": g, "b": bias})
+        sparse.step({"w": g if t == 200 else fo.rows(indices, values), "b": bias})
+        touched = np.unique(indices)
+        # products in another order, in float64
+        np.testing.assert_allclose(b["w"][touched], a["w"][touched], rtol=0, atol=1e-11)
+        if t == 150:
+            sparse.load_state_dict(sparse.state_dict())
+    sparse.catch_up()
+    np.testing.assert_allclose(b["w"], a["w"], rtol=0, atol=1e-11)
+    for state in dense.state:
+        np.testing.assert_allclose(sparse.state[state]["w"], dense.state[state]["w"], rtol=0, atol=1e-11)
+    before = b["w"].copy()
+    sparse.catch_up()
+    assert b["w"].tobytes() == before.tobytes(), "nothing is left to catch up on"
+
+
+def test_closed_forms_reach_far_in_float32():
+    w = np.ones((N, C), np.float32)
+    opt = fo.sgd(w, lr=0.01, weight_decay=0.1, sparse="closed")
+    for _ in range(1000):
+        opt.step(fo.rows([1], np.zeros((1, C), np.float32)))
+    opt.catch_up()
+    # the touched row is rounded 1000 times, the others once
+    np.testing.assert_allclose(w[0], 0.999**1000, rtol=1e-6)
+    np.testing.assert_allclose(w[1], 0.999**1000, rtol=1e-4)
+
+
+def test_closed_forms_are_refused_where_there_are_none():
+    one = np.ones((1, C), np.float32)
+    for rule, says in (
+        (fo.adamw, "what a gradient of zeros does to p, m, v is not linear in them"),
+        (fo.radam, "is not linear"),  # though in its first five steps it is
+        (fo.lion, "is not linear"),
+        (fo.rowwise_adagrad, "it sums over rows"),
+        (fo.nadam, "for all rows together"),
+    ):
+        w = {"a": np.ones(3, np.float32), "w": np.ones((N, C), np.float32)}
+        opt = rule(w, sparse="closed")
+        with pytest.raises(fo.ConfigError, match=says):
+            opt.step({"a": np.ones(3, np.float32), "w": fo.rows([1], one)})
+        assert opt.t == 0 and (w["w"] == 1).all() and (w["a"] == 1).all()
+        opt.step({"a": np.ones(3, np.float32), "w": None})

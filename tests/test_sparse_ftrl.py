@@ -32,7 +32,7 @@ class Algorithm1:
     def weight(self, i):
         if abs(self.z[i]) <= self.l1:
             return 0.0
-        return -((self.z[i] - math.copysign(self.l1, self.z[i]))) / (
+        return -(self.z[i] - math.copysign(self.l1, self.z[i])) / (
             (self.beta + math.sqrt(self.n[i])) / self.alpha + self.l2
         )
 

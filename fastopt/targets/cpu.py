@@ -98,7 +98,7 @@ def source(rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype, par
         sums="from fastopt.targets.sums import add_columns, clear, clear_part, drain, everywhere, gather\n"
         if lowered.slots
         else "",
-        rows="from fastopt.targets.touched import add, fetch\n" if lowered.touched else "",
+        rows="from fastopt.targets.touched import add, compose, fetch\n" if lowered.touched else "",
         noise="from fastopt.targets.noise import noise_key, normal\n" if lowered.noises else "",
         dtype=dtype,
         wide="\nwide = np.float64  # numbers and sums" if lowered.slots else "",
@@ -110,7 +110,11 @@ def source(rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype, par
 
 def _pointers(lowered: Lowered, of: dict[str, np.dtype]) -> set[str]:
     used = {f"{d}_at" for b, d in of.items() if lowered.between.get(b) is not Level.ELEMENT}
-    return used | ({"uint64_at"} if lowered.touched else set())
+    return (
+        used
+        | ({"uint64_at"} if lowered.touched else set())
+        | ({"float64_at"} if lowered.touched == "closed" else set())
+    )
 
 
 def kernel_names(lowered: Lowered) -> list[str]:

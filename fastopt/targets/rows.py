@@ -10,6 +10,7 @@ from fastopt.passes import Number, Pass
 from fastopt.statements import Level
 from fastopt.targets import loops, text
 
+POINTERS = {**dict.fromkeys(("lazy", "exact", "row"), ("uint64",)), "closed": ("uint64", "float64")}  # of tables
 _AHEAD = 8  # rows: far enough for memory to answer, near enough that the cache still has them
 
 # A chunk is a run of the rows that are touched. Several gradients of one row are added up first.
@@ -55,6 +56,20 @@ while group <= now:
 {passes}
     group += np.uint64(1)"""
 
+# What rows have missed is one product.
+_CLOSED = """\
+group = steps_at[row]
+steps_at[row] = stop
+if group < now:
+    compose(products_at, group, now, room_)
+{matrix}
+    for i in range(first, first + length):
+{product}
+if present == now:
+    group = np.uint64(0)
+    g_at = {gradient}_at(given)
+{passes}"""
+
 _PLAIN = """\
 for i in range(first, first + length):
 {loop}"""
@@ -94,13 +109,22 @@ def elements(lowered: Lowered, of: dict[str, np.dtype]) -> list[str]:
         once = columns + noises + once
         steps = _LAZY.format(passes="\n".join(passes), **how)
     else:
-        exact = lowered.touched == "exact"
-        known = {"now": "now", "present": "present", "stop": "end", "zeros": "zeros"} if exact else {}
-        once += [f"{n} = addresses[segment, {place[b]}]" for n, b in known.items()]
+        known = {"now": "now", "present": "present", "stop": "end", "zeros": "zeros"}
+        once += [f"{n} = addresses[segment, {place[b]}]" for n, b in known.items() if b in place]
         once += [f"steps_at = uint64_at(addresses[segment, {place['steps']}])"]
-        steps = (_EXACT if exact else _ROW).format(
-            columns=text.indent(columns, 4 * exact), passes=text.indent(passes, 4 * exact), **how
-        )
+        if lowered.touched == "row":
+            steps = _ROW.format(columns="\n".join(columns), passes="\n".join(passes), **how)
+        elif lowered.touched == "exact":
+            steps = _EXACT.format(columns=text.indent(columns, 4), passes=text.indent(passes, 4), **how)
+        else:
+            live = ["p", *lowered.state]
+            once += [f"{b}_at = {text.pointer(lowered, b, of[b])}" for b in live if b not in buffers]
+            once += [*columns, f"products_at = float64_at(addresses[segment, {place['products']}])"]
+            once += [f"room_ = np.empty((2, {len(live)}, {len(live)}))"]
+            matrix, product = _product(live, of)
+            steps = _CLOSED.format(
+                matrix=text.indent(matrix, 4), product=text.indent(product, 8), passes=text.indent(passes, 4), **how
+            )
     frame = _TOUCHED.format(
         **{n: place[n] for n in ("columns", "places", "order", "sums")},
         once="\n".join(once),
@@ -110,6 +134,15 @@ def elements(lowered: Lowered, of: dict[str, np.dtype]) -> list[str]:
         **how,
     )
     return [line for line in frame.splitlines() if line.strip()]
+
+
+def _product(live: list[str], of: dict[str, np.dtype]) -> tuple[list[str], list[str]]:
+    """Lines that take a matrix out of its room, and those that multiply elements by it."""
+    d = range(len(live))
+    matrix = [f"m{i}_{j}_ = real(room_[0, {i}, {j}])" for i in d for j in d]
+    loads = [f"x{j}_ = {text.load(b, f'{b}_at[i]', of[b] != of['p'])}" for j, b in enumerate(live)]
+    values = [" + ".join(f"m{i}_{j}_ * x{j}_" for j in d) for i in d]
+    return matrix, loads + [f"{b}_at[i] = {text.result(b, v)}" for b, v in zip(live, values, strict=True)]
 
 
 def _fetch(lowered: Lowered, buffer: str, itemsize: int) -> str:

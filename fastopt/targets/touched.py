@@ -142,6 +142,34 @@ def add(values, order, begin, end, columns, sums):
             sums[i] += values[first + i]
 
 
+@njit
+def compose(products, begin, end, room):
+    """room[0]: the product of the matrices of steps begin..end - 1, by the binary tree of `missed.Products`.
+
+    room: float64 (2, d, d).
+    """
+    d = room.shape[1]
+    for i in range(d):
+        for j in range(d):
+            room[0, i, j] = 1.0 if i == j else 0.0
+    first, end = np.int64(begin), np.int64(end)
+    while first < end:
+        size = 1
+        while first % (2 * size) == 0 and first + 2 * size <= end:
+            size *= 2
+        at = (2 * first + size - 1) * d * d
+        for i in range(d):
+            for j in range(d):
+                total = 0.0
+                for k in range(d):
+                    total += products[at + i * d + k] * room[0, k, j]
+                room[1, i, j] = total
+        for i in range(d):
+            for j in range(d):
+                room[0, i, j] = room[1, i, j]
+        first += size
+
+
 @njit(inline="always")
 def fetch(address, size):
     """Bring `size` bytes closer to the processor, while it does something else."""
