@@ -22,8 +22,7 @@ class Zero:
     def step(self, g: Any, before: list[Any]) -> list[Any] | None:
         """The live ones after it, given all of them; None if the formula cannot tell."""
         try:
-            with np.errstate(all="ignore"):
-                after = self.rule.formula(before[0], g, *before[1:], **self.given)
+            after = self.rule.formula(before[0], g, *before[1:], **self.given)
         except (ArithmeticError, ValueError, TypeError):  # the latter where it cannot take arrays
             return None
         after = after if isinstance(after, tuple) else (after,)
@@ -31,42 +30,47 @@ class Zero:
 
     def idle(self) -> bool:
         """Does it leave parameter and state as they are? Then a row that is not touched misses nothing."""
-        for g, *before in self._samples():
-            before = [before[0], *map(abs, before[1:])]
-            after = self.step(g, before)
-            kept = [b for b, alive in zip(before, self.lives, strict=True) if alive]
-            if after is None or any(np.any(a != b) for a, b in zip(after, kept, strict=True)):
-                return False
-        return True
+        if not any(q.totals for q in self.lowered.passes):
+            return all(self._still(0.0, sample) for sample in _SAMPLES[:, : len(self.lives)].tolist())
+        # a rule that looks at rows needs some
+        widths = [4, *(1 if s in self.lowered.numbers else 4 for s in self.rule.state)]
+        with np.errstate(all="ignore"):
+            return self._still(np.zeros((8, 4)), [_SAMPLES[:, 4 * k : 4 * k + w] for k, w in enumerate(widths)])
 
-    def linear(self) -> np.ndarray | None:
-        """float64 (d, d), what it multiplies p and the d - 1 live states by, in this order; None if it does not."""
+    def _still(self, g: Any, before: list[Any]) -> bool:
+        before = [before[0], *map(abs, before[1:])]
+        if (after := self.step(g, before)) is None:
+            return False
+        kept = [b for b, alive in zip(before, self.lives, strict=True) if alive]
+        changed = [a != b for a, b in zip(after, kept, strict=True)]
+        return not any(c.any() if isinstance(c, np.ndarray) else c for c in changed)
+
+    def linear(self, thorough: bool) -> np.ndarray | None:
+        """float64 (d, d), what it multiplies p and the d - 1 live states by, in this order; None if it does not.
+
+        thorough: try many places; one is enough for a formula whose linearity is known, at other hyperparameters.
+        """
         live = [k for k, alive in enumerate(self.lives) if alive]
 
-        def at(x: Any) -> Any:
+        def at(x: list[float]) -> list[float]:
             before = [0.0] * len(self.lives)
             for k, value in zip(live, x, strict=True):
-                before[k] = float(value)
-            after = self.step(0.0, before)
-            return np.full(len(live), np.nan) if after is None else np.array(after)
+                before[k] = value
+            return self.step(0.0, before) or [np.nan] * len(live)
 
-        units = np.eye(len(live))
+        units = np.eye(len(live)).tolist()
         matrix = np.array([at(unit) for unit in units]).T
-        positive = [bool(np.isnan(at(-unit)).any()) for unit in units]  # a sum of squares has no other sign
-        for sample in (0 * _SAMPLES[0], *_SAMPLES):
-            x = sample[: len(live)] * 10.0 ** np.arange(len(live))
-            x = np.where(positive, abs(x), x)
-            error = abs(at(x) - matrix @ x)
-            if not np.all(error <= 1e-13 * (abs(matrix) @ abs(x))):  # the formula's own additions are rounded
-                return None
-        return matrix
-
-    def _samples(self) -> list[list[Any]]:
-        """Gradients of zeros, parameters and states: numbers, or, where a rule looks at rows, matrices."""
-        if not any(q.totals for q in self.lowered.passes):
-            return [[0.0, *sample] for sample in _SAMPLES[:, : len(self.lives)].tolist()]
-        widths = [4, *(1 if s in self.lowered.numbers else 4 for s in self.rule.state)]
-        return [[np.zeros((8, 4)), *(_SAMPLES[:, 4 * k : 4 * k + w] for k, w in enumerate(widths))]]
+        samples = _SAMPLES[:, : len(live)] * 10.0 ** np.arange(len(live))
+        if thorough:
+            # a sum of squares has no other sign
+            positive = [bool(np.isnan(at([-x for x in unit])).any()) for unit in units]
+            samples = np.vstack([np.where(positive, abs(samples), samples), 0 * samples[:1]])
+        else:
+            samples = abs(samples[:1])
+        after = np.array([at(x) for x in samples.tolist()])
+        with np.errstate(all="ignore"):  # of NaN and infinity
+            error, bound = abs(after - samples @ matrix.T), 1e-13 * (abs(samples) @ abs(matrix).T)  # its own rounding
+        return matrix if np.all(error <= bound) else None
 
 
 class Products:

@@ -82,9 +82,10 @@ class RowsLaunch(Launch):
         if self.touched.reading == "exact":
             self._moves = not zero(t).idle()
             return
-        self._matrix = matrix = zero(t).linear()
+        first = not self._seen
+        self._matrix = matrix = zero(t).linear(thorough=first)
         # refused at the first step, also if it is linear in the first steps alone, as radam's
-        if matrix is None or (not self._seen and zero(t + 10**6).linear() is None):
+        if matrix is None or (first and zero(t + 10**6).linear(thorough=True) is None):
             names = ", ".join(("p", *self.lowered.state))
             raise ConfigError(
                 f'`{self.rule.name}` cannot take a gradient of rows for `{self.name}` with sparse="closed": what a '
