@@ -125,10 +125,9 @@ class Gradients:
             if rows.is_sparse(leaf) or name in self.by_rows:
                 given = self._rows(leaf, like, name)
                 kinds.append(f"r{given.values.dtype.char}")
-                addresses.append(0)
+                addresses.append(self._apart(given.values, name))
                 copies.append(given.values)
                 self.rows[name] = given
-                self._apart(given.values, name)
                 continue
             g = leaf if _readable(leaf, like) else gradient(leaf, like, name)
             if g is not leaf:

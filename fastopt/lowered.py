@@ -27,7 +27,7 @@ class Lowered:
     stored: tuple[tuple[str, str], ...] = ()  # (buffer, codec) of those that are not stored as p is, see `codecs.py`
     rounded: tuple[str, ...] = ()  # those of them whose numbers are rounded up or down by chance
     master: str = ""  # how a parameter in 16 bits is known better, see `targets.masters`
-    touched: str = ""  # for gradients of rows: "lazy", "exact" or "row", see `touched.py`
+    touched: str = ""  # for gradients of rows: "lazy", "exact", "closed" or "row", see `touched.py`
 
     def around(self, mends: bool, zeroes: bool, copy: str) -> "Lowered":
         """The same with more done in its passes.
@@ -116,12 +116,13 @@ class Lowered:
         instead of an address, "columns" is the length of a row and "step" that of a chunk, in elements, "key" a number
         for the parameter that its random numbers start from. For what gradients of rows need see `touched.py`.
         """
-        vectors = [n for q in self.passes for n in q.numbers if n.level in VECTORS]
+        vectors = [n for q in self.passes for n in q.numbers if n.level in VECTORS and not self.touched]
         parts = {f"partial{n.total[0]}": n.level for n in vectors if n.total and n.total[1] == "column"}
         names = ("columns", "step") * bool(vectors) + ("key",) * bool(self.noises or self.rounded)
-        names += ("columns", "places") * bool(self.touched)
-        names += ("steps",) * (self.touched in ("exact", "row"))
-        names += ("now", "present", "end", "zeros") * (self.touched == "exact")
+        names += ("columns", "places", "order", "sums") * bool(self.touched)
+        names += ("steps",) * (self.touched in ("exact", "closed", "row"))
+        names += ("now", "present", "end") * (self.touched in ("exact", "closed"))
+        names += ("zeros",) * (self.touched == "exact") + ("products",) * (self.touched == "closed")
         plain = dict.fromkeys(names, Level.ELEMENT)
         return {**{n.vector: n.level for n in vectors}, **parts, **plain}
 

@@ -24,7 +24,7 @@ from fastopt.pack import Packed
 from fastopt.schema import Rule
 from fastopt.sharpness import PERTURBED
 from fastopt.stepping import POLICIES, Stepping
-from fastopt.touched import READINGS, Touched
+from fastopt.touched import BEHIND, READINGS, Touched
 
 _T, _DIRTY = 0, 1  # the clock: steps done, is one under way, then the steps of each parameter
 
@@ -51,8 +51,9 @@ class Optimizer(Stepping):
         precise: on a GPU, no fused multiply-add: the bits of the CPU, which never uses it, for rules without totals.
         groups: `Group`s; the first whose pattern matches a parameter's path holds for it.
         sparse: what a step with a gradient of rows (see `rows`) means for the other rows. "lazy": nothing, they wait;
-            "exact": what a gradient of zeros would do, done when a row is touched next, or by `catch_up`; "row":
-            nothing, and t counts the steps of each row by itself.
+            "exact": what a gradient of zeros would do, done when a row is touched next, or by `catch_up`; "closed": the
+            same at once for all the steps missed, where that is linear, but for rounding; "row": nothing, and t counts
+            the steps of each row by itself.
         nonfinite: what a NaN or an infinity in a gradient means. "ignore": nobody looks, and it spreads as in PyTorch;
             "skip": the whole step does not happen, see `last`; "raise": nor that, and `NonFiniteError` names the
             parameter; "zero": that element counts as 0. Rules that begin with a norm of the gradients, as `clip_norm`
@@ -224,14 +225,17 @@ class Optimizer(Stepping):
         return memories.of(self._segments, tuple(self.state))
 
     def catch_up(self) -> None:
-        """With sparse="exact": bring all rows to the present, as whole gradients would. `state_dict` does so, too."""
+        """With sparse="exact" or "closed": bring all rows to the present, as whole gradients would.
+
+        `state_dict` does so, too.
+        """
         with self._alone():
             self._catch_up()
 
     def _catch_up(self) -> None:
         if self._clock[_DIRTY]:
             self._torn()
-        if self._reading == "exact":
+        if self._reading in BEHIND:
             for touched in self._touched.values():
                 touched.launch.catch_up(self._clock)
 

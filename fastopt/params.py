@@ -51,6 +51,11 @@ class Tree:
         if self.kind == "dict" and flat and size > 1:
             get = itemgetter(*self.keys)
             return lambda given: get(given) if type(given) is dict and given.keys() == keys else self.leaves(given)
+        if self.kind == "dict" and flat and size == 1:
+            (key,) = self.keys
+            return lambda given: (
+                (given[key],) if type(given) is dict and len(given) == 1 and key in given else self.leaves(given)
+            )
         if self.kind in ("list", "tuple") and flat:
             return lambda given: given if type(given) in (list, tuple) and len(given) == size else self.leaves(given)
         return self.leaves

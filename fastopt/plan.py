@@ -19,7 +19,7 @@ from fastopt.rows_launch import RowsLaunch
 from fastopt.schema import Rule
 from fastopt.staged import stages
 from fastopt.targets import cpu, text
-from fastopt.touched import Touched
+from fastopt.touched import BEHIND, Touched
 from fastopt.touched import lowered as rows_of
 
 
@@ -121,7 +121,7 @@ def _launches(
     for k in apart:
         array, steps = segments[k].array, segments[k].state.get("row_steps")
         if settings.names[k] not in touched:
-            steps = np.zeros(len(array) if reading == "exact" else 0, np.int64) if steps is None else steps
+            steps = np.zeros(len(array) if reading in BEHIND else 0, np.int64) if steps is None else steps
             touched[settings.names[k]] = Touched(array, reading, steps)
     # shared by a rule's launches, whose totals over all it adds up; rows of parameters that take no part stay 0
     slots: dict[Rule, int] = {}
@@ -166,13 +166,14 @@ def _launch(
     buffers = len(lowered.state) - len(lowered.levels) + 1
     n_threads = 1 if touched else threads_for(sum(sizes) * (buffers * dtype.itemsize + gradient.itemsize))
     tasks = worklist.tasks(work, n_threads)
+    n_tasks = threads.count() if touched else len(tasks) - 1  # of rows there may be more at the next step
     temporary = scratch.buffers(lowered, arrays)
     addresses = np.zeros((len(segments), len(lowered.buffers)), np.uint64)
     for k, mine in zip(members, temporary, strict=True):
         s = segments[k]
         known = {"p": s.array, **s.state, **mine, **({} if s.copy is None else {COPY: s.copy})}
         table = scratch.plain(lowered, s.array, s.key) | {b: a.ctypes.data for b, a in known.items()}
-        table |= touched.fixed() if touched else {}
+        table |= touched.addresses if touched else {}
         addresses[k] = [table.get(b, 0) for b in lowered.buffers]
     rooms = scratch.rooms(lowered, len(tasks) - 1)
     return Launch(
@@ -186,7 +187,7 @@ def _launch(
         work=work,
         addresses=addresses,
         hyper=np.zeros((len(rows), 1 + len(lowered.columns)), dtype.real),
-        reduced=(*scratch.tables(lowered, work, arrays, len(tasks) - 1, reduced), *list(rooms.values())[:1]),
+        reduced=(*scratch.tables(lowered, work, arrays, n_tasks, reduced), *list(rooms.values())[:1]),
         temporary=[*temporary, rooms],
         products=scratch.products(
             lowered, text.names(lowered), groups, [segments[k].state for k in members], temporary

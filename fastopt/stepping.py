@@ -11,6 +11,7 @@ from fastopt.averages import Averages
 from fastopt.errors import ConfigError, DeviceError, NonFiniteError
 from fastopt.scaling import LossScale
 from fastopt.sharpness import PERTURBED, Perturbation
+from fastopt.touched import BEHIND
 
 _T, _DIRTY = 0, 1  # the clock: steps done, is one under way, then the steps of each parameter
 POLICIES = ("ignore", "skip", "raise", "zero")
@@ -129,7 +130,7 @@ class Stepping(Perturbation, Averages):
             given = self._settings, self._segments, gradients.kinds, self._clock
             ready = self._place.build(*given, self._touched, self._reading, stream)
             self._plan = None
-            if self._reading == "exact":
+            if self._reading in BEHIND:
                 gradients.by_rows |= self._touched.keys()
         ready.aim(gradients)
         self._plan = ready
