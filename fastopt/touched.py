@@ -151,6 +151,10 @@ class Touched:
         work = worklist.chunks([n], [segment], [0], length)
         return work, worklist.tasks(work, n_threads)
 
+    def release(self) -> None:
+        """The step is done: nobody keeps its gradient alive."""
+        self._held = None
+
     def settle(self, done: int) -> int:
         """`kept`, when the parameter has done so many steps: an interrupted step may or may not have been taken."""
         step, kept = self.pending

@@ -151,23 +151,6 @@ def test_complex_numbers_are_pairs():
     both(lambda lib, p: lib.RMSprop(p, momentum=0.9, centered=True), dtype=torch.complex64)
 
 
-@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch's Adagrad makes sparse tensors itself
-def test_sparse_gradients():
-    def sparse(opt, params, t):
-        indices = [[1, 3, 1]]  # not coalesced
-        params[0].grad = torch.sparse_coo_tensor(indices, torch.ones(3, 5) * t, (6, 5), check_invariants=True)
-
-    both(lambda lib, p: lib.SGD(p, lr=0.1, momentum=0.9), change=sparse)
-    both(lambda lib, p: lib.Adagrad(p, lr=0.1), change=sparse)
-    for name in ("AdamW", "RMSprop", "Lion"):
-        params = weights()
-        before = [p.detach().clone() for p in params]
-        opt = getattr(ft, name)(params)
-        with pytest.raises(RuntimeError, match="sparse gradients"):
-            train(opt, params, 1, before=lambda t, opt=opt, params=params: sparse(opt, params, t))
-        close(params, before)
-
-
 def test_parameters_of_other_dtypes_are_stepped_by_torch():
     both(adamw, dtype=torch.float64)
     a, b = weights(dtype=torch.bfloat16), weights(dtype=torch.bfloat16)

@@ -23,6 +23,12 @@ class Adagrad(Fast, torch.optim.Adagrad):
     kind = KINDS["Adagrad"]
 
 
+class SparseAdam(Fast, torch.optim.SparseAdam):
+    """`torch.optim.SparseAdam` with fastopt's step: over the rows that a gradient touches."""
+
+    kind = KINDS["SparseAdam"]
+
+
 class RMSprop(Fast, torch.optim.RMSprop):
     """`torch.optim.RMSprop` with fastopt's step."""
 
@@ -112,6 +118,7 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "Rprop",
+    "SparseAdam",
     "Yogi",
     "from_rule",
 ]

@@ -151,6 +151,7 @@ class Fast(torch.optim.Optimizer):
             if type(self.state) is not States:
                 self._own_state()
             engine = Engine(type(self).__name__, self.kind, groups, self.state, given)
+        engine.prepare(given)
         if engine.others:
             self._by_torch(engine.others)
         engine.run(given)

@@ -14,6 +14,8 @@ from fastopt.lower import lower
 from fastopt.lowered import Lowered
 from fastopt.schema import MATRIX, Hyper, Rule
 
+TORCH, DENSE = -2, -1  # ways to step a parameter; any other is by rows: over how many axes a gradient's indices go
+
 
 @dataclass(frozen=True, eq=False)
 class Kind:
@@ -24,7 +26,10 @@ class Kind:
         state: rule state -> key of `opt.state[p]`, in the order torch writes them.
         names: rule hyperparameter -> key of the group, where it is neither the same nor part of `betas`.
         counted: does `opt.state[p]` hold `step`? If not, a parameter has begun once it has its states.
-        real: does the rule take no pairs for complex numbers?
+        plain: is `step` an int, not a tensor?
+        dense: does the class take dense gradients?
+        sparse: group -> do kernels take sparse gradients?
+        takes: (group, parameter) -> does the rule say what torch's class does with it?
         torch: torch's own class, which takes the parameters that kernels cannot.
         values: group -> what the rule's hyperparameter is, where that is no key's value.
     """
@@ -33,7 +38,10 @@ class Kind:
     state: Mapping[str, str]
     names: Mapping[str, str] = field(default_factory=dict)
     counted: bool = True
-    real: bool = False
+    plain: bool = False
+    dense: bool = True
+    sparse: Callable[[Mapping[str, Any]], bool] = lambda group: False
+    takes: Callable[[Mapping[str, Any], torch.Tensor], bool] = lambda group, p: True
     torch: type[torch.optim.Optimizer] | None = None
     values: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
 
@@ -66,12 +74,12 @@ def _plain(value: Any) -> Any:
 
 
 class Rows:
-    """torch's parameter groups as plans read settings: a row each, numbers only."""
+    """torch's parameter groups as plans read settings: a row each, numbers only. `of` and `names` are of parameters."""
 
-    def __init__(self, kind: Kind, groups: Sequence[Mapping[str, Any]], of: Sequence[int]):
+    def __init__(self, kind: Kind, groups: Sequence[Mapping[str, Any]], of: Sequence[int], names: Sequence[str]):
         self.rules = [kind.rule(g) for g in groups]
         self._read = [kind.reader(rule) for rule in self.rules]
-        self._kind, self._of, self.version = kind, of, 0
+        self._kind, self._of, self.names, self.version = kind, of, names, 0
         self._schemas: list[dict[str, Hyper]] = [{**r.schema, MAXIMIZE.name: MAXIMIZE} for r in self.rules]
         self.values = [read(g) for read, g in zip(self._read, groups, strict=True)]
         self._switches = [self._truths(row, v) for row, v in enumerate(self.values)]

@@ -81,7 +81,7 @@ def from_rule(
     if unknown := [s for s in state or {} if s not in rule.state]:
         raise ConfigError(f"from_rule: `{rule.name}` has no state `{unknown[0]}`; it has {list(rule.state)}.")
     name = name or "".join(word.capitalize() for word in rule.name.split("_"))
-    kind = Kind(lambda group: rule, {**{s: s for s in rule.state}, **(state or {})})
+    kind = Kind(lambda group: rule, {**{s: s for s in rule.state}, **(state or {})}, sparse=lambda group: True)
     module = sys._getframe(1).f_globals.get("__name__", "__main__")
     members = {
         "kind": kind,

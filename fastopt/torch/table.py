@@ -28,8 +28,29 @@ def _part(key: str, k: int) -> Any:
 
 
 KINDS: dict[str, Kind] = {
-    "SGD": Kind(_always(fo.sgd), {"b": "momentum_buffer"}, counted=False, torch=torch.optim.SGD),
-    "Adagrad": Kind(_always(fo.adagrad), {"s": "sum"}, torch=torch.optim.Adagrad),
+    "SGD": Kind(
+        _always(fo.sgd),
+        {"b": "momentum_buffer"},
+        counted=False,
+        # with momentum torch's buffer is sparse, too, and moves rows that the gradient does not touch
+        sparse=lambda group: not (group["momentum"] or group["weight_decay"] or group.get("fused")),
+        torch=torch.optim.SGD,
+    ),
+    "Adagrad": Kind(
+        _always(fo.adagrad),
+        {"s": "sum"},
+        sparse=lambda group: not (group["weight_decay"] or group.get("fused")),
+        torch=torch.optim.Adagrad,
+    ),
+    "SparseAdam": Kind(
+        _always(fo.keras.adam),  # whose eps stands where SparseAdam's does
+        MOMENTS,
+        plain=True,
+        dense=False,
+        sparse=lambda group: True,
+        values={"weight_decay": lambda group: 0.0, "amsgrad": lambda group: False},
+        torch=torch.optim.SparseAdam,
+    ),
     "RMSprop": Kind(
         _always(fo.rmsprop),
         {"v": "square_avg", "b": "momentum_buffer", "ga": "grad_avg"},
@@ -57,7 +78,7 @@ KINDS: dict[str, Kind] = {
         _always(fo.muon),
         {"B": "momentum_buffer"},
         counted=False,
-        real=True,
+        takes=lambda group, p: not p.is_complex(),
         torch=torch.optim.Muon,
         values={
             **{n: _part("ns_coefficients", k) for k, n in enumerate("abc")},
