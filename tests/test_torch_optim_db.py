@@ -14,7 +14,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of torch's internals, while they are imported
     from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
 
-NAMES = "Adadelta Adagrad Adam Adamax AdamW ASGD Muon NAdam RAdam RMSprop Rprop SGD SparseAdam".split()
+NAMES = "Adadelta Adagrad Adam Adamax AdamW ASGD Muon NAdam RAdam RMSprop Rprop SGD SparseAdam Adafactor".split()
 DB = {info.optim_cls.__name__: info for info in optim_db}
 INPUTS = [pytest.param(n, i, id=f"{n}-{i.desc or 'default'}") for n in NAMES for i in DB[n].optim_inputs_func("cpu")]
 ERRORS = [

@@ -137,6 +137,23 @@ def test_an_embedding_learns_as_it_does_with_torch():
     torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-4)
 
 
+def test_grad_scaler():
+    result = []
+    for lib in (ft, torch.optim):
+        torch.manual_seed(0)
+        words = nn.Embedding(20, 4, sparse=True)
+        opt, scaler = lib.Adagrad(words.parameters(), lr=0.1), torch.amp.GradScaler("cpu", init_scale=64.0)
+        for t in range(5):
+            opt.zero_grad()
+            scaler.scale((words(torch.tensor([t, 3, 3])) ** 2).sum()).backward()
+            if t == 2:
+                words.weight.grad._values()[0, 0] = float("inf")  # this step is left out
+            scaler.step(opt)
+            scaler.update()
+        result.append([words.weight, opt.state[words.weight]["step"]])
+    torch.testing.assert_close(*result)
+
+
 def test_any_rule_that_sees_rows_alone_takes_them_lazily():
     rng = np.random.default_rng(0)
     a = rng.standard_normal((ROWS, COLUMNS)).astype("f4")

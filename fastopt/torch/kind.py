@@ -96,9 +96,17 @@ class Rows:
         return True
 
     def lowered(self, row: int, dimensions: int) -> Lowered:
-        rule = self.rules[row]
-        matrix = tuple((n, dimensions == 2) for n in rule.switches if n == MATRIX)
-        return lower(rule, self._switches[row] + matrix)
+        return lower(self.rules[row], self._chosen(row, dimensions))
+
+    def seen(self, row: int, dimensions: int) -> Lowered:
+        """The rule's view."""
+        view = self.rules[row].view
+        assert view is not None
+        return lower(view, self._chosen(row, dimensions))
+
+    def _chosen(self, row: int, dimensions: int) -> tuple[tuple[str, bool], ...]:
+        matrix = tuple((n, dimensions == 2) for n in self.rules[row].switches if n == MATRIX)
+        return self._switches[row] + matrix
 
     def value(self, row: int, name: str) -> Any:
         return dict(zip(self._schemas[row], self.values[row], strict=True))[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from itertools import chain
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from fastopt.errors import ConfigError
 from fastopt.schema import REQUIRED, Rule
+from fastopt.torch.averages import Averages
 from fastopt.torch.base import Fast
 from fastopt.torch.kind import Kind
 
@@ -69,18 +71,21 @@ def from_rule(
 
     Args:
         rule: any rule, of the catalogue or your own.
-        name: of the class; the rule's, in capitals as torch writes them, unless given.
+        name: of the class; the rule's words, each with a capital, unless given.
         betas: are beta1, beta2, ... one argument `betas`, as torch writes it?
         state: rule state -> its key in `opt.state[p]`; the rule's own names unless given.
 
     The hyperparameters are arguments in the rule's order with its defaults; `maximize` is one more. `opt.state[p]`
-    holds `step` and the states. Pickling works where the class is found under its name in the module that made it.
+    holds `step` and the states. If the rule has a view, as `ema` and schedule-free rules do, `opt.eval()` shows it and
+    `opt.train()` goes back. Pickling works where the class is found under its name in the module that made it.
     """
     if not isinstance(rule, Rule):
         raise ConfigError(f"from_rule: got a {type(rule).__name__}; expected a rule, such as fastopt.lion.")
     if unknown := [s for s in state or {} if s not in rule.state]:
         raise ConfigError(f"from_rule: `{rule.name}` has no state `{unknown[0]}`; it has {list(rule.state)}.")
-    name = name or "".join(word.capitalize() for word in rule.name.split("_"))
+    name = name or "".join(word.capitalize() for word in re.findall("[^\\W_]+", rule.name))
+    if not name.isidentifier():
+        raise ConfigError(f"from_rule: the name is {name!r}; expected one that a class can have.")
     kind = Kind(lambda group: rule, {**{s: s for s in rule.state}, **(state or {})}, sparse=lambda group: True)
     module = sys._getframe(1).f_globals.get("__name__", "__main__")
     members = {
@@ -90,7 +95,7 @@ def from_rule(
         "__module__": module,
         "__signature__": _signature(rule, betas),
     }
-    return type(name, (RuleOptimizer,), members)
+    return type(name, (Averages, RuleOptimizer) if rule.view else (RuleOptimizer,), members)
 
 
 def _signature(rule: Rule, betas: bool) -> inspect.Signature:

@@ -27,6 +27,11 @@ def _part(key: str, k: int) -> Any:
     return lambda group: group[key][k]
 
 
+def _eps1(group: Mapping[str, Any]) -> float:
+    given = group["eps"][0]
+    return torch.finfo(group["params"][0].dtype).eps if given is None else given
+
+
 KINDS: dict[str, Kind] = {
     "SGD": Kind(
         _always(fo.sgd),
@@ -50,6 +55,16 @@ KINDS: dict[str, Kind] = {
         sparse=lambda group: True,
         values={"weight_decay": lambda group: 0.0, "amsgrad": lambda group: False},
         torch=torch.optim.SparseAdam,
+    ),
+    "Adafactor": Kind(
+        _always(fo.adafactor),
+        {"r": "row_var", "c": "col_var", "v": "variance"},
+        # of larger arrays torch factors the last two axes; eps1 of None depends on the dtype
+        takes=lambda group, p: (
+            p.dim() <= 2 and not p.is_complex() and (group["eps"][0] is not None or p.dtype == group["params"][0].dtype)
+        ),
+        torch=torch.optim.Adafactor,
+        values={"eps1": _eps1, "eps2": _part("eps", 1)},
     ),
     "RMSprop": Kind(
         _always(fo.rmsprop),
