@@ -114,7 +114,8 @@ class Averages:
             view = settings.rule(k).view
             moved = clock[_STEPS + k] > 0 and not settings.frozen[segment.row]
             if view is not None and moved:
-                segment = replace(segment, lowered=lower(view, settings.chosen(k, segment.array)))
+                shown = lower(view, settings.chosen(k, segment.array))
+                segment = replace(segment, lowered=settings.stored(shown, k, segment.array))
             kinds.append(segment.array.dtype.char if view is not None and moved else "")
             segments.append(segment)
         missed = (clock[_T] + 1 - clock[_STEPS:]).tolist()

@@ -13,7 +13,7 @@ from weakref import ref
 
 import numpy as np
 
-from fastopt import rows, touched
+from fastopt import codecs, rows, touched
 from fastopt.errors import GradientError
 from fastopt.params import Tree, gradient
 
@@ -25,8 +25,8 @@ class Gradients:
     """Reads what `step` is given. Training loops often give the same arrays again: then nothing is done per array.
 
     Attributes:
-        kinds: per parameter the character of the gradient's dtype ("f", "d"), behind an "r" if it is one of rows, ""
-            where it has none or is frozen. Text, since NumPy holds None and float64 for equal.
+        kinds: per parameter the character of the gradient's dtype (see `codecs.of`), behind an "r" if one of rows,
+            "" where it has none or is frozen. Text, since NumPy holds None and float64 for equal.
         rows: by name, the gradients of rows of this step.
         by_rows: names of the parameters that take every gradient as one of rows.
         addresses: uint64, per parameter; valid for this step.
@@ -140,7 +140,7 @@ class Gradients:
 
     def _rows(self, leaf: Any, like: np.ndarray, name: str) -> rows.Rows:
         if not rows.is_sparse(leaf):  # a parameter whose rows are counted takes a whole gradient as all of its rows
-            return rows.Rows(np.arange(len(like)), gradient(leaf, like, name))
+            return rows.Rows(np.arange(len(like)), codecs.widened(gradient(leaf, like, name)))
         given = rows.of(leaf, like, name)
         touched.check(given, like, name)
         return given

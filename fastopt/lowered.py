@@ -21,6 +21,8 @@ class Lowered:
     slots: int  # columns of `reduced`: the rule's totals, then every number
     square: tuple[tuple[str, str], ...]  # (state, "rows" or "columns"): those that are square matrices of that side
     noises: tuple[tuple[str, str], ...]  # (key of random numbers, its seed)
+    stored: tuple[tuple[str, str], ...] = ()  # (buffer, codec) of those that are not stored as p is, see `codecs.py`
+    rounded: tuple[str, ...] = ()  # those of them whose numbers are rounded up or down by chance
     touched: str = ""  # for gradients of rows: "lazy", "exact" or "row", see `touched.py`
 
     @property
@@ -57,7 +59,13 @@ class Lowered:
     @property
     def buffers(self) -> tuple[str, ...]:
         """Columns of the table of addresses."""
-        return ("p", "g", *(s for s in self.state if s not in self.squares), *self.scratch, *self.between)
+        own = (s for s in self.state if s not in self.squares)
+        return ("p", "g", *own, *self.scales, *self.scratch, *self.between)
+
+    @property
+    def scales(self) -> dict[str, str]:
+        """float32 buffers with a number per block -> the buffer in 8 bits whose blocks they are."""
+        return {f"{b}_scale": b for b, codec in self.stored if codec == "q8"}
 
     @property
     def between(self) -> dict[str, Level]:
@@ -69,7 +77,7 @@ class Lowered:
         """
         vectors = [n for q in self.passes for n in q.numbers if n.level in VECTORS]
         parts = {f"partial{n.total[0]}": n.level for n in vectors if n.total and n.total[1] == "column"}
-        names = ("columns", "step") * bool(vectors) + ("key",) * bool(self.noises)
+        names = ("columns", "step") * bool(vectors) + ("key",) * bool(self.noises or self.rounded)
         names += ("columns", "places") * bool(self.touched)
         names += ("steps",) * (self.touched in ("exact", "row"))
         names += ("now", "present", "end", "zeros") * (self.touched == "exact")

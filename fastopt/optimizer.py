@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from fastopt import checkpoint, state, threads
+from fastopt import checkpoint, state, storage, threads
 from fastopt import params as arrays
 from fastopt.averages import SHOWN, TURNING, Averages
 from fastopt.devices import place as places
@@ -48,6 +48,9 @@ class Optimizer(Averages):
         sparse: what a step with a gradient of rows (see `rows`) means for the other rows. "lazy": nothing, they wait;
             "exact": what a gradient of zeros would do, done when a row is touched next, or by `catch_up`; "row":
             nothing, and t counts the steps of each row by itself.
+        state_dtype: how states are stored: "float32", "bf16", "f16" or "q8" (8 bits in blocks of 256), for all of them
+            or in a dict by name; None: as the parameters. See docs/memory.md.
+        rounding: of states in fewer than 32 bits. "stochastic": up or down by chance, right on average; "nearest".
         **hyper: the rule's hyperparameters, numbers or callables of the step t = 1, 2, ...; `maximize=True` ascends.
 
     Attributes:
@@ -67,6 +70,8 @@ class Optimizer(Averages):
         precise: bool = False,
         groups: Iterable[Group] = (),
         sparse: str = "lazy",
+        state_dtype: Any = None,
+        rounding: str = "stochastic",
         **hyper: Any,
     ):
         if not isinstance(rule, Rule):
@@ -85,6 +90,7 @@ class Optimizer(Averages):
         arrays.check_overlap([place.span(a) for a in owned], names)
         self.rule, self.params, self.names = rule, params, names
         self._settings = Settings(rule, hyper, groups, names, owned)
+        self._settings.storage = storage.read(state_dtype, rounding, self._settings.rules)
         place.check(self._settings, owned, sparse)
         self._segments, flats = state.allocate(self._settings, owned, place.zeros)
         for segment in self._segments:
@@ -125,8 +131,8 @@ class Optimizer(Averages):
         """One step. `grads` has the structure of the parameters; packed parameters may leave it out.
 
         A gradient of None skips its parameter, that parameter's state and its own step count, as in PyTorch; a step
-        without any gradient changes nothing. float64 gradients for float32 parameters, and the reverse, are converted
-        in the kernel; other layouts and byte orders are copied first.
+        without any gradient changes nothing. Gradients of another dtype (float32, float64, float16 or bfloat16) are
+        converted in the kernel; other layouts and byte orders are copied first.
 
         On a GPU the step is queued, behind what the library of the arrays has queued on its current stream, and nothing
         waits for it. `stream` (of PyTorch, CuPy, Numba, cuda.core, or a handle) queues it there instead. The step may

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastopt import codecs
 from fastopt.errors import ArrayTypeError, ConfigError, DeviceError, FastoptError, GradientError, hint, listing
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -130,6 +131,8 @@ def foreign(x: Any, name: str, wrong: type[FastoptError] = ArrayTypeError) -> An
         raise DeviceError(f"`{name}` lives on a GPU ({type(x).__name__}); expected an array in host memory.")
     x = x.detach() if hasattr(x, "detach") else x  # a PyTorch tensor that requires grad refuses to share its memory
     try:
+        if (found := codecs.tensor(x)) is not None:
+            return found
         for attribute in ("__array_interface__", "__array__", "__dlpack__"):
             if hasattr(x, attribute):
                 return np.from_dlpack(x) if attribute == "__dlpack__" else np.asarray(x)
@@ -183,6 +186,7 @@ def parameter(x: Any, name: str) -> np.ndarray:
 def gradient(x: Any, like: np.ndarray, name: str) -> np.ndarray:
     """`x` as an array that a kernel can read beside `like`: itself where possible, else a plain copy."""
     g = foreign(x, f"gradient of {name}", GradientError)
+    coded = g is not x and codecs.tensor(x) is not None
     if isinstance(g, float | int | np.floating) and like.ndim == 0:
         g = np.asarray(g, like.dtype)
     if not isinstance(g, np.ndarray) or isinstance(g, np.ma.MaskedArray):
@@ -190,13 +194,15 @@ def gradient(x: Any, like: np.ndarray, name: str) -> np.ndarray:
         raise GradientError(
             f"gradient of `{name}`: got a {found}; expected an array of shape {like.shape}: numpy.asarray."
         )
-    if g.dtype.newbyteorder("=") not in FLOATS:
+    half = coded or codecs.is_half(g.dtype)
+    if not half and g.dtype.newbyteorder("=") not in FLOATS:
         raise GradientError(
-            f"gradient of `{name}`: dtype {g.dtype}; expected float32 or float64, as g.astype({like.dtype}) gives."
+            f"gradient of `{name}`: dtype {g.dtype}; expected float32, float64, float16 or bfloat16, as "
+            f"g.astype({like.dtype}) gives."
         )
     if g.shape != like.shape:
         raise GradientError(f"gradient of `{name}`: shape {g.shape}; expected {like.shape}, the parameter's.")
-    return np.require(np.asarray(g), g.dtype.newbyteorder("="), ("C", "A"))
+    return np.require(np.asarray(g), g.dtype if g.dtype.isnative else g.dtype.newbyteorder("="), ("C", "A"))
 
 
 def span(array: np.ndarray) -> tuple[int, int]:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fastopt import scratch, threads
+from fastopt import codecs, scratch, threads
 from fastopt import work as worklist
+from fastopt.codecs import Codec
 from fastopt.gradients import Gradients
 from fastopt.groups import Settings
 from fastopt.launch import Launch, Segment, threads_for
@@ -82,15 +83,15 @@ def _launches(
     touched: dict[str, Touched],
     reading: str,
 ) -> list[Launch]:
-    alike: dict[tuple[Rule, Lowered, np.dtype, np.dtype], list[int]] = {}
-    apart: dict[int, tuple[Rule, Lowered, np.dtype, np.dtype]] = {}  # gradients of rows
+    alike: dict[tuple[Rule, Lowered, np.dtype, Codec], list[int]] = {}
+    apart: dict[int, tuple[Rule, Lowered, np.dtype, Codec]] = {}  # gradients of rows
     for k, (segment, kind) in enumerate(zip(segments, gradients, strict=True)):
         rule, low = settings.rule(k), segment.lowered
         if kind[:1] == "r":
             low = rows_of(low, reading, rule, settings.names[k])
-            apart[k] = rule, low, segment.array.dtype, np.dtype(kind[1])
+            apart[k] = rule, low, segment.array.dtype, codecs.of(kind[1])
         elif kind:
-            alike.setdefault((rule, low, segment.array.dtype, np.dtype(kind)), []).append(k)
+            alike.setdefault((rule, low, segment.array.dtype, codecs.of(kind)), []).append(k)
     for k in apart:
         array, steps = segments[k].array, segments[k].state.get("row_steps")
         if settings.names[k] not in touched:
@@ -128,7 +129,7 @@ def _launch(
     rule: Rule,
     lowered: Lowered,
     dtype: np.dtype,
-    gradient: np.dtype,
+    gradient: Codec,
     touched: Touched | None = None,
 ) -> Launch:
     rows = {row: k for k, row in enumerate(dict.fromkeys((segments[k].row, missed[k]) for k in members))}
@@ -146,6 +147,7 @@ def _launch(
         table = scratch.plain(lowered, s.array, s.key) | {b: a.ctypes.data for b, a in known.items()}
         table |= touched.fixed() if touched else {}
         addresses[k] = [table.get(b, 0) for b in lowered.buffers]
+    rooms = scratch.rooms(lowered, len(tasks) - 1)
     return Launch(
         kernels=cpu.kernels(rule.name, lowered, dtype, gradient, n_threads > 1),
         parallel=n_threads > 1,
@@ -155,8 +157,8 @@ def _launch(
         work=work,
         addresses=addresses,
         hyper=np.zeros((len(rows), 1 + len(lowered.columns)), dtype),
-        reduced=scratch.tables(lowered, work, arrays, len(tasks) - 1, reduced),
-        temporary=temporary,
+        reduced=(*scratch.tables(lowered, work, arrays, len(tasks) - 1, reduced), *list(rooms.values())[:1]),
+        temporary=[*temporary, rooms],
         products=scratch.products(
             lowered, text.names(lowered), groups, [segments[k].state for k in members], temporary
         ),

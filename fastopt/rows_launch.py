@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastopt.codecs import Codec
 from fastopt.gradients import Gradients
 from fastopt.groups import Settings
 from fastopt.launch import Launch, threads_for
@@ -23,7 +24,7 @@ class RowsLaunch(Launch):
 
     rule: Rule
     lowered: Lowered
-    kinds: tuple[np.dtype, np.dtype]  # of the parameter and of the gradient
+    kinds: tuple[np.dtype, Codec]  # of the parameter and of the gradient
     name: str
     segment: int
     touched: Touched

@@ -107,7 +107,18 @@ def signature(source: Formula) -> tuple[tuple[str, ...], dict[str, Hyper], bool,
     settings = {n for names in _BY_NAME for n in names} - {"momentum"}  # which is a fine name for a state, too
     if known := [n for n in positional[2:] if n in settings]:
         source.refuse(source.tree, f"takes `{known[0]}` as a state; hyperparameters stand behind the `*`.")
-    for name in {"params", "groups", "device", "precise", "maximize", "rule", "frozen", "sparse"} & {
+    for name in {
+        "params",
+        "groups",
+        "device",
+        "precise",
+        "maximize",
+        "rule",
+        "frozen",
+        "sparse",
+        "state_dtype",
+        "rounding",
+    } & {
         *positional,
         *keyword,
     }:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastopt.blocks import BLOCK
 from fastopt.lowered import Lowered
 from fastopt.matrices import MatrixCall, MatrixFunction, Work
 from fastopt.params import zeros
@@ -70,6 +71,15 @@ def tables(
     totals = text.totals(lowered)
     lanes = np.zeros((n_tasks, totals, loops.BLOCK))
     return parameters(work, arrays), reduced, np.zeros((len(work), totals)), lanes
+
+
+def rooms(lowered: Lowered, n_tasks: int) -> dict[str, np.ndarray]:
+    """ "rooms", what kernels of state in 8 bits take besides, and "room", the memory it holds addresses of."""
+    if not lowered.scales:
+        return {}
+    room = zeros(n_tasks * len(lowered.scales) * BLOCK, np.float32)
+    starts = np.arange(n_tasks) * (room.nbytes // n_tasks) + room.ctypes.data
+    return {"rooms": starts.astype(np.uint64), "room": room}
 
 
 def parameters(work: np.ndarray, arrays: Sequence[Any]) -> np.ndarray:

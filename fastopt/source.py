@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from fastopt import codecs, storage
 from fastopt.errors import ConfigError, DeviceError
 from fastopt.lower import lower
 from fastopt.params import FLOATS
@@ -13,8 +14,18 @@ from fastopt.targets import cpu, cuda
 TARGETS = ("cpu", "cuda")
 
 
-def source(rule: Rule, target: str = "cpu", *, dtype: Any = np.float32, gradient: Any = None, **switches: Any) -> str:
+def source(
+    rule: Rule,
+    target: str = "cpu",
+    *,
+    dtype: Any = np.float32,
+    gradient: Any = None,
+    state_dtype: Any = None,
+    **switches: Any,
+) -> str:
     """The generated text of a rule's kernel for parameters of `dtype` and gradients of `gradient` (the same).
+
+    `state_dtype`: how states are stored, as an `Optimizer` takes it.
 
     `switches` are values of the rule's switches (`amsgrad=True`, `momentum=0.9`); the others have their defaults.
     """
@@ -25,12 +36,22 @@ def source(rule: Rule, target: str = "cpu", *, dtype: Any = np.float32, gradient
     if unknown := [n for n in switches if n not in rule.switches]:
         known = ", ".join(rule.switches) or "none"
         raise ConfigError(f"`{unknown[0]}` is not a switch of `{rule.name}`; its switches are: {known}.")
-    of_p, of_g = np.dtype(dtype), np.dtype(dtype if gradient is None else gradient)
-    if bad := [d for d in (of_p, of_g) if d not in FLOATS]:
-        raise ConfigError(f"dtype {bad[0]}; expected float32 or float64.")
+    of_p, of_g = np.dtype(dtype), _codec(dtype if gradient is None else gradient)
+    if of_p not in FLOATS:
+        raise ConfigError(f"dtype {of_p}; expected float32 or float64.")
     given = {MATRIX: True, **rule.hyper, **switches}
     chosen = tuple((n, bool(given[n])) for n in rule.switches)
-    lowered = lower(rule, chosen)
+    lowered = storage.read(state_dtype, "stochastic", [rule]).applied(
+        lower(rule, chosen), rule, np.zeros((64, 64), of_p)
+    )
     if target == "cuda":
         return cuda.source(rule.name, lowered, of_p, of_g, tuple(rule.schema))
     return cpu.source(rule.name, lowered, of_p, of_g)
+
+
+def _codec(dtype: Any) -> codecs.Codec:
+    if dtype == "bfloat16":  # which NumPy knows with the package ml_dtypes alone
+        return codecs.of(dtype)
+    if (found := np.dtype(dtype)) not in FLOATS and not codecs.is_half(found):
+        raise ConfigError(f"dtype {found} of gradients; expected float32, float64, float16 or bfloat16.")
+    return codecs.of(found)

@@ -83,6 +83,10 @@ def lowered(low: Lowered, reading: str, rule: Rule, name: str) -> Lowered:
         raise refuse(f"it keeps {', '.join(low.numbers)} for all rows together", 'use sparse="lazy"')
     if reading != "lazy" and low.noises:
         raise refuse("its noise belongs to the optimizer's step", 'use sparse="lazy"')
+    if reading != "lazy" and low.rounded:
+        raise refuse("its state is rounded by chance", 'use rounding="nearest", or sparse="lazy"')
+    if low.scales:
+        raise refuse("its state is in blocks of 8 bits", 'use state_dtype="bf16"')
     return replace(low, touched=reading)
 
 

@@ -16,7 +16,9 @@ RESERVED = frozenset(
     "prange types parameters reduced partials lanes parameter first width row start rows columns j wide count "
     "clear fold noise_key key place now present zeros n_chunks n_parameters control thread threads blocks entry "
     "table column numbers sums head end rest part step whole n_elements n_rows n_columns vectors across shift "
-    "down mine line narrow seats seat d block_total update".split()
+    "down mine line narrow seats seat d block_total update "
+    "from_float16 to_float16 from_bfloat16 to_bfloat16 dice dice_key other_half round_float16 round_bfloat16 "
+    "load_block store_block rooms end".split()
 )
 
 

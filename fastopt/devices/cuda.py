@@ -88,6 +88,8 @@ class Cuda:
             raise DeviceError(
                 f"sparse is {sparse!r}, which parameters on a GPU cannot have; gradients are whole there."
             )
+        if not settings.storage.plain:
+            raise DeviceError("state_dtype is for parameters in host memory; on a GPU leave it out.")
         for k, array in enumerate(owned):
             if settings.lowered(k, array).matrices:
                 raise DeviceError(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastopt import build
+from fastopt.codecs import Codec
 from fastopt.lowered import Lowered
 from fastopt.passes import Pass
 from fastopt.statements import Level
@@ -32,7 +33,7 @@ _MODULE = """\
 import numpy as np
 from numba import {numba}
 
-from fastopt.targets.pointers import {pointers}
+{halves}from fastopt.targets.pointers import {pointers}
 {sums}{noise}
 real = np.{dtype}{wide}
 tiny = np.finfo(real).tiny  # below it numbers are subnormal: slow everywhere, and state would stall there
@@ -55,11 +56,11 @@ _KERNEL = """{numbers}
         types.uint64[:, ::1],  # addresses: a row per segment
         types.{dtype}[:, ::1],  # hyper: a row per group
         types.int64[::1],  # clock: steps done, dirty flag, then the steps of each segment
-        types.boolean,  # last: is this the last launch of the step?{reduced_types}
+        types.boolean,  # last: is this the last launch of the step?{reduced_types}{room_types}
     ),
     parallel={parallel}, cache=True, nogil=True, error_model="numpy",
 )
-def {name}(tasks, work, addresses, hyper, clock, last{reduced_names}):
+def {name}(tasks, work, addresses, hyper, clock, last{reduced_names}{room_names}):
     clock[1] = 1{before}
     for task in {range}(tasks.size - 1):
         for chunk in range(tasks[task], tasks[task + 1]):  # unsigned bounds, or the inner loop does not vectorise
@@ -73,6 +74,9 @@ _REDUCED_TYPES = """
         types.float64[:, ::1],  # partials: a row per chunk; its totals
         types.float64[:, :, ::1],  # lanes: per task and total, the numbers of a block on their way into the sum"""
 
+_ROOM_TYPES = """
+        types.uint64[::1],  # rooms: per task, the address of a room for a block of every state in 8 bits"""
+
 _COUNT = """
             if lo == 0:
                 clock[np.uint64(2) + segment] += 1"""
@@ -83,11 +87,14 @@ _DONE = """
         clock[1] = 0"""
 
 
-def source(rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype, parallel: bool = True) -> str:
+def source(
+    rule: str, lowered: Lowered, dtype: np.dtype | Codec, gradient: np.dtype | Codec, parallel: bool = True
+) -> str:
     """The text of the kernels of a lowered rule, one a pass, for parameters of `dtype` and gradients of another."""
     of = text.dtypes(lowered, dtype, gradient)
     names = kernel_names(lowered)
     passes = zip(names, lowered.passes, strict=True)
+    kernels = [_kernel(name, lowered, q, of, parallel) for name, q in passes]
     return _MODULE.format(
         title=f"{rule}: {dtype} parameters, {gradient} gradients, {'all threads' if parallel else 'one thread'}",
         columns=text.legend(lowered),
@@ -98,16 +105,19 @@ def source(rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype, par
         sums="from fastopt.targets.sums import add_columns, clear, clear_part, drain, everywhere, gather\n"
         if lowered.slots
         else "",
-        noise="from fastopt.targets.noise import noise_key, normal\n" if lowered.noises else "",
-        dtype=dtype,
+        noise=("from fastopt.targets.noise import noise_key, normal\n" if lowered.noises else "")
+        + ("from fastopt.targets.blocks import load_block, round_block, store_block\n" if lowered.scales else "")
+        + ("from fastopt.targets.dice import dice, dice_key, other_half\n" if lowered.rounded else ""),
+        halves=text.halves(kernels),
+        dtype=of["p"].real,
         wide="\nwide = np.float64  # numbers and sums" if lowered.slots else "",
         functions=text.functions(lowered, "@njit"),
-        kernels="".join(_kernel(name, lowered, q, of, parallel) for name, q in passes),
+        kernels="".join(kernels),
         names=", ".join([*names, ""]).strip(),
     )
 
 
-def _pointers(lowered: Lowered, of: dict[str, np.dtype]) -> set[str]:
+def _pointers(lowered: Lowered, of: dict[str, Codec]) -> set[str]:
     used = {f"{d}_at" for b, d in of.items() if lowered.between.get(b) is not Level.ELEMENT}
     return used | ({"uint64_at"} if lowered.touched else set())
 
@@ -117,15 +127,17 @@ def kernel_names(lowered: Lowered) -> list[str]:
     return ["kernel"] if n == 1 else [f"kernel_{k}" for k in range(n)]
 
 
-def _kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, np.dtype], parallel: bool) -> str:
+def _kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, Codec], parallel: bool) -> str:
     last = q is lowered.passes[-1]
     gathered = [n.total[0] for n, _ in q.totals if n.total and n.level is Level.REDUCED]
     return _KERNEL.format(
         name=name,
-        dtype=of["p"],
+        dtype=of["p"].real,
         parallel=parallel,
         range="prange" if parallel else "range",
         reduced_types=_REDUCED_TYPES if lowered.slots else "",
+        room_types=_ROOM_TYPES if lowered.scales else "",
+        room_names=", rooms" if lowered.scales else "",
         reduced_names=", parameters, reduced, partials, lanes" if lowered.slots else "",
         numbers=numbers.function(name, lowered, q) if q.numbers else "",
         before=f"\n    numbers_{name}(parameters, addresses, hyper, reduced)" if q.numbers else "",
@@ -138,7 +150,7 @@ def _kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, np.dtype], paral
 
 @cache
 def kernels(
-    rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype, parallel: bool
+    rule: str, lowered: Lowered, dtype: np.dtype | Codec, gradient: np.dtype | Codec, parallel: bool
 ) -> tuple[Callable[..., Any], ...]:
     """The compiled kernels, one a pass; a second request for the same ones, in any optimizer, compiles nothing."""
     kind = "parallel" if parallel else "serial"

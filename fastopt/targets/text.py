@@ -1,22 +1,26 @@
 """What the kernels of all targets share: the same columns, functions and statements, printed in another frame."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from fastopt import math
+from fastopt import codecs, math
+from fastopt.codecs import Codec
 from fastopt.lowered import Lowered
 
-
-def dtypes(lowered: Lowered, dtype: np.dtype, gradient: np.dtype) -> dict[str, np.dtype]:
-    """The element type of every buffer, p and g first."""
-    wide = np.dtype(np.float64)
-    of = {b: wide if b in lowered.numbers or b in lowered.between else dtype for b in lowered.buffers}
-    return {**of, "g": gradient}
+_NONE: Mapping[str, str] = {}
 
 
-def pointer(lowered: Lowered, buffer: str, dtype: np.dtype) -> str:
+def dtypes(lowered: Lowered, dtype: np.dtype | Codec, gradient: np.dtype | Codec) -> dict[str, Codec]:
+    """How the elements of every buffer are stored, p and g first."""
+    wide, plain, stored = codecs.of("float64"), codecs.of(dtype), dict(lowered.stored)
+    of = {b: wide if b in lowered.numbers or b in lowered.between else plain for b in lowered.buffers}
+    of |= dict.fromkeys(lowered.scales, codecs.of("float32"))
+    return {**of, **{b: codecs.of(name) for b, name in stored.items()}, "g": codecs.of(gradient)}
+
+
+def pointer(lowered: Lowered, buffer: str, dtype: np.dtype | Codec) -> str:
     """Where a buffer of the parameter at hand begins."""
     return f"{dtype}_at(addresses[segment, {lowered.buffers.index(buffer)}])"
 
@@ -76,15 +80,35 @@ def unsigned(kernels: str) -> tuple[str, str]:
     return re.sub(r"\bnp\.uint64\((\d+)\)", r"u\1", kernels), "".join(f"u{n} = np.uint64({n})\n" for n in found)
 
 
-def load(buffer: str, value: str, widened: bool) -> str:
-    """A loaded element as the compute type; gradients are scaled."""
-    value = f"real({value})" if widened else value
+def load(buffer: str, value: str, of: Mapping[str, Codec]) -> str:
+    """A loaded element, decoded, as the compute type; gradients are scaled."""
+    codec = of[buffer]
+    value = f"from_{codec}({value})" if codec.coded else value
+    value = f"real({value})" if codec.real != of["p"].real else value
     return f"scale * {value}" if buffer == "g" else value
 
 
-def result(buffer: str, value: str) -> str:
-    """What is stored: state without subnormal numbers."""
-    return value if buffer == "p" else f"flush({value})"
+def result(buffer: str, value: str, of: Mapping[str, Codec], chances: Mapping[str, str] = _NONE) -> str:
+    """What is stored, encoded: state without subnormal numbers. `chances`: buffer -> bits that it is rounded by."""
+    codec = of[buffer]
+    value = value if buffer == "p" else f"flush({value})"
+    if codec.coded and buffer in chances:
+        return f"round_{codec}({value}, {chances[buffer]})"
+    if codec.coded:
+        return f"to_{codec}({value})"
+    return value if codec.real == of["p"].real else f"np.{codec.real}({value})"
+
+
+def chances(lowered: Lowered) -> dict[str, str]:
+    """Buffers in 16 bits that are rounded by chance -> half of a word of random bits: two buffers share a word."""
+    rounded = [b for b in lowered.rounded if b not in lowered.scales.values()]
+    return {b: f"other_half(dice_{k // 2})" if k % 2 else f"dice_{k // 2}" for k, b in enumerate(rounded)}
+
+
+def halves(lines: Iterable[str]) -> str:
+    """The import of the decoders and encoders that the lines call; '' if there are none."""
+    called = sorted(words(lines) & {f"{way}_{name}" for way in ("from", "to", "round") for name in codecs.CODECS})
+    return f"from fastopt.targets.halves import {', '.join(called)}\n" if called else ""
 
 
 def indent(lines: list[str], spaces: int) -> str:
