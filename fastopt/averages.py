@@ -115,7 +115,8 @@ class Averages:
             moved = clock[_STEPS + k] > 0 and not settings.frozen[segment.row]
             if view is not None and moved:
                 shown = lower(view, settings.chosen(k, segment.array))
-                segment = replace(segment, lowered=settings.stored(shown, k, segment.array))
+                shown = replace(settings.stored(shown, k, segment.array), master="", rounded=())
+                segment = replace(segment, lowered=shown)
             kinds.append(segment.array.dtype.char if view is not None and moved else "")
             segments.append(segment)
         missed = (clock[_T] + 1 - clock[_STEPS:]).tolist()

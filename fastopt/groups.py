@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from fastopt import codecs
 from fastopt.errors import ConcurrentUseError, ConfigError, listing
 from fastopt.lower import lower
 from fastopt.lowered import Lowered
@@ -93,7 +94,7 @@ class Settings:
                 raise ConfigError(f"groups: nothing is left for the pattern {pattern!r}; {why}.")
         self.dtype = [
             min(
-                (p.dtype for p, g in zip(params, self.of, strict=True) if g == k),
+                (codecs.of(p.dtype).real for p, g in zip(params, self.of, strict=True) if g == k),
                 default=np.dtype(np.float64),
                 key=lambda d: d.itemsize,
             )

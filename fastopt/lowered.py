@@ -23,6 +23,7 @@ class Lowered:
     noises: tuple[tuple[str, str], ...]  # (key of random numbers, its seed)
     stored: tuple[tuple[str, str], ...] = ()  # (buffer, codec) of those that are not stored as p is, see `codecs.py`
     rounded: tuple[str, ...] = ()  # those of them whose numbers are rounded up or down by chance
+    master: str = ""  # how a parameter in 16 bits is known better, see `targets.masters`
     touched: str = ""  # for gradients of rows: "lazy", "exact" or "row", see `touched.py`
 
     @property
@@ -60,7 +61,8 @@ class Lowered:
     def buffers(self) -> tuple[str, ...]:
         """Columns of the table of addresses."""
         own = (s for s in self.state if s not in self.squares)
-        return ("p", "g", *own, *self.scales, *self.scratch, *self.between)
+        second = ("master",) * bool(self.master)
+        return ("p", "g", *own, *self.scales, *second, *self.scratch, *self.between)
 
     @property
     def scales(self) -> dict[str, str]:

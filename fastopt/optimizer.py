@@ -39,8 +39,8 @@ class Optimizer(Averages):
 
     Args:
         rule: a `Rule`, such as `fastopt.adamw`.
-        params: one array, or a list, tuple or (nested) dict of C-contiguous float32 or float64 arrays, or what
-            `fastopt.pack` returned; or such arrays on a GPU, of PyTorch, CuPy, Numba or anything else that has
+        params: one array, or a list, tuple or (nested) dict of C-contiguous arrays of float32, float64, float16 or
+            bfloat16, or what `fastopt.pack` returned; or such arrays on a GPU, of PyTorch, CuPy, Numba or anything else that has
             `__cuda_array_interface__` or DLPack. They stay yours: read and written at every step, never copied.
         device: "auto" follows the arrays; "cpu", "cuda" or "cuda:1" insist.
         precise: on a GPU, no fused multiply-add: the bits of the CPU, which never uses it, for rules without totals.
@@ -50,7 +50,9 @@ class Optimizer(Averages):
             nothing, and t counts the steps of each row by itself.
         state_dtype: how states are stored: "float32", "bf16", "f16" or "q8" (8 bits in blocks of 256), for all of them
             or in a dict by name; None: as the parameters. See docs/memory.md.
-        rounding: of states in fewer than 32 bits. "stochastic": up or down by chance, right on average; "nearest".
+        rounding: of numbers in fewer than 32 bits. "stochastic": up or down by chance, right on average; "nearest".
+        master: what is kept besides of parameters in bfloat16 or float16, as `opt.state["master"]`. "float32": a copy
+            that steps go on from; "split": the other half of a float32, of bfloat16s; "kahan": what rounding lost.
         **hyper: the rule's hyperparameters, numbers or callables of the step t = 1, 2, ...; `maximize=True` ascends.
 
     Attributes:
@@ -72,6 +74,7 @@ class Optimizer(Averages):
         sparse: str = "lazy",
         state_dtype: Any = None,
         rounding: str = "stochastic",
+        master: str | None = None,
         **hyper: Any,
     ):
         if not isinstance(rule, Rule):
@@ -90,7 +93,7 @@ class Optimizer(Averages):
         arrays.check_overlap([place.span(a) for a in owned], names)
         self.rule, self.params, self.names = rule, params, names
         self._settings = Settings(rule, hyper, groups, names, owned)
-        self._settings.storage = storage.read(state_dtype, rounding, self._settings.rules)
+        self._settings.storage = storage.read(state_dtype, rounding, master, self._settings.rules, owned)
         place.check(self._settings, owned, sparse)
         self._segments, flats = state.allocate(self._settings, owned, place.zeros)
         for segment in self._segments:

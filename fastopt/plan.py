@@ -83,15 +83,15 @@ def _launches(
     touched: dict[str, Touched],
     reading: str,
 ) -> list[Launch]:
-    alike: dict[tuple[Rule, Lowered, np.dtype, Codec], list[int]] = {}
-    apart: dict[int, tuple[Rule, Lowered, np.dtype, Codec]] = {}  # gradients of rows
+    alike: dict[tuple[Rule, Lowered, Codec, Codec], list[int]] = {}
+    apart: dict[int, tuple[Rule, Lowered, Codec, Codec]] = {}  # gradients of rows
     for k, (segment, kind) in enumerate(zip(segments, gradients, strict=True)):
         rule, low = settings.rule(k), segment.lowered
         if kind[:1] == "r":
             low = rows_of(low, reading, rule, settings.names[k])
-            apart[k] = rule, low, segment.array.dtype, codecs.of(kind[1])
+            apart[k] = rule, low, codecs.of(segment.array.dtype), codecs.of(kind[1])
         elif kind:
-            alike.setdefault((rule, low, segment.array.dtype, codecs.of(kind)), []).append(k)
+            alike.setdefault((rule, low, codecs.of(segment.array.dtype), codecs.of(kind)), []).append(k)
     for k in apart:
         array, steps = segments[k].array, segments[k].state.get("row_steps")
         if settings.names[k] not in touched:
@@ -128,7 +128,7 @@ def _launch(
     reduced: np.ndarray,
     rule: Rule,
     lowered: Lowered,
-    dtype: np.dtype,
+    dtype: Codec,
     gradient: Codec,
     touched: Touched | None = None,
 ) -> Launch:
@@ -151,12 +151,12 @@ def _launch(
     return Launch(
         kernels=cpu.kernels(rule.name, lowered, dtype, gradient, n_threads > 1),
         parallel=n_threads > 1,
-        stages=stages(tuple(rule.schema), lowered, dtype),
+        stages=stages(tuple(rule.schema), lowered, dtype.real),
         rows=list(rows),
         tasks=tasks,
         work=work,
         addresses=addresses,
-        hyper=np.zeros((len(rows), 1 + len(lowered.columns)), dtype),
+        hyper=np.zeros((len(rows), 1 + len(lowered.columns)), dtype.real),
         reduced=(*scratch.tables(lowered, work, arrays, len(tasks) - 1, reduced), *list(rooms.values())[:1]),
         temporary=[*temporary, rooms],
         products=scratch.products(

@@ -24,7 +24,7 @@ class RowsLaunch(Launch):
 
     rule: Rule
     lowered: Lowered
-    kinds: tuple[np.dtype, Codec]  # of the parameter and of the gradient
+    kinds: tuple[Codec, Codec]  # of the parameter and of the gradient
     name: str
     segment: int
     touched: Touched

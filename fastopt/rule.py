@@ -118,6 +118,7 @@ def signature(source: Formula) -> tuple[tuple[str, ...], dict[str, Hyper], bool,
         "sparse",
         "state_dtype",
         "rounding",
+        "master",
     } & {
         *positional,
         *keyword,

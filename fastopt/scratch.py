@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastopt import codecs
 from fastopt.blocks import BLOCK
 from fastopt.lowered import Lowered
 from fastopt.matrices import MatrixCall, MatrixFunction, Work
@@ -50,7 +51,7 @@ def buffers(lowered: Lowered, arrays: Sequence[Any], zeros: Callable[[int, Any],
     found: list[dict[str, Any]] = [{} for _ in arrays]
     for name, sizes in shapes.items():
         ends = np.cumsum([0, *(int(np.prod(s)) for s in sizes)])
-        flat = zeros(int(ends[-1]), np.float64 if name in lowered.between else arrays[0].dtype)
+        flat = zeros(int(ends[-1]), np.float64 if name in lowered.between else codecs.of(arrays[0].dtype).real)
         for mine, shape, i, j in zip(found, sizes, ends, ends[1:], strict=False):
             mine[name] = flat[i:j].reshape(shape)
     return found

@@ -36,16 +36,16 @@ def source(
     if unknown := [n for n in switches if n not in rule.switches]:
         known = ", ".join(rule.switches) or "none"
         raise ConfigError(f"`{unknown[0]}` is not a switch of `{rule.name}`; its switches are: {known}.")
-    of_p, of_g = np.dtype(dtype), _codec(dtype if gradient is None else gradient)
-    if of_p not in FLOATS:
-        raise ConfigError(f"dtype {of_p}; expected float32 or float64.")
+    of_p, of_g = _codec(dtype), _codec(dtype if gradient is None else gradient)
     given = {MATRIX: True, **rule.hyper, **switches}
     chosen = tuple((n, bool(given[n])) for n in rule.switches)
-    lowered = storage.read(state_dtype, "stochastic", [rule]).applied(
-        lower(rule, chosen), rule, np.zeros((64, 64), of_p)
-    )
+    like = np.zeros((64, 64), codecs.array_dtype(of_p.name))
+    stored = storage.read(state_dtype, "stochastic", None, [rule], [like])
+    lowered = stored.applied(lower(rule, chosen), rule, like)
     if target == "cuda":
-        return cuda.source(rule.name, lowered, of_p, of_g, tuple(rule.schema))
+        if of_p.coded:
+            raise DeviceError(f"dtype {of_p}; the CUDA target moves float32 and float64 alone.")
+        return cuda.source(rule.name, lowered, of_p.real, of_g, tuple(rule.schema))
     return cpu.source(rule.name, lowered, of_p, of_g)
 
 
@@ -53,5 +53,5 @@ def _codec(dtype: Any) -> codecs.Codec:
     if dtype == "bfloat16":  # which NumPy knows with the package ml_dtypes alone
         return codecs.of(dtype)
     if (found := np.dtype(dtype)) not in FLOATS and not codecs.is_half(found):
-        raise ConfigError(f"dtype {found} of gradients; expected float32, float64, float16 or bfloat16.")
+        raise ConfigError(f"dtype {found}; expected float32, float64, float16 or bfloat16.")
     return codecs.of(found)

@@ -35,7 +35,8 @@ def allocate(
             )
     states: list[dict[str, Any]] = [{} for _ in owned]
     flats, coded = [], []
-    for name in dict.fromkeys([*settings.states, *(s for low in lowered for s in low.scales)]):
+    more = [s for low in lowered for s in (*low.scales, "master") if s != "master" or low.master]
+    for name in dict.fromkeys([*settings.states, *more]):
         kinds = [_kind(name, low, a) for low, a in zip(lowered, owned, strict=True)]
         for dtype in dict.fromkeys(kind[0] for kind in kinds if kind):
             live = [(k, kind[1]) for k, kind in enumerate(kinds) if kind and kind[0] == dtype]
@@ -58,7 +59,7 @@ def allocate(
                 else:
                     _start(np.einsum("ii->i", view) if square else view, settings, name, k, owned[k])
     for k, name in coded:
-        start = np.zeros(owned[k].shape, owned[k].dtype)
+        start = np.zeros(owned[k].shape, codecs.of(owned[k].dtype).real)
         _start(start, settings, name, k, owned[k])
         codecs.write(states[k], name, start)
     # of paths, since their order does not matter
@@ -69,6 +70,10 @@ def allocate(
 
 def _kind(name: str, lowered: Lowered, param: Any) -> tuple[np.dtype, tuple[int, ...]] | None:
     """The dtype and the shape of a parameter's state; None if it has no such state."""
+    own = codecs.of(param.dtype)
+    if name == "master" and lowered.master:
+        kind = {"float32": "float32", "split": "uint16", "kahan": own.name}[lowered.master]
+        return codecs.array_dtype(kind), param.shape
     if name not in lowered.state and name not in lowered.scales:
         return None
     wide = np.dtype(np.float64)
@@ -80,17 +85,19 @@ def _kind(name: str, lowered: Lowered, param: Any) -> tuple[np.dtype, tuple[int,
         case Level.COLUMN:
             return wide, (1, param.shape[1])
         case Level.MATRIX:
-            return param.dtype, (param.shape[lowered.squares[name] == "columns"],) * 2
+            return own.real, (param.shape[lowered.squares[name] == "columns"],) * 2
     if name in lowered.scales:
         return np.dtype(np.float32), (-(-param.size // BLOCK),)
     codec = dict(lowered.stored).get(name)
-    return codecs.array_dtype(codec) if codec else param.dtype, param.shape
+    return codecs.array_dtype(codec) if codec else own.real, param.shape
 
 
 def _start(view: Any, settings: Settings, name: str, k: int, param: Any) -> None:
     start = settings.rule(k).init.get(name, 0.0)
+    if name == "master":
+        start = "p" if view.dtype == np.float32 else 0.0
     if start == "p":
-        view[...] = param
+        view[...] = codecs.widened(param)
     elif isinstance(start, str):
         value = settings.value(settings.of[k], start)
         start = value(1) if callable(value) else value

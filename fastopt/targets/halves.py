@@ -100,3 +100,44 @@ def round_float16(typing_context, x, dice):
         return builder.bitcast(builder.fptrunc(exact, _HALF), _I16)
 
     return types.uint16(x, types.uint32), codegen
+
+
+def _rounded_up(builder, x):
+    """The bits of a float32 with half a bfloat16's last place added; of a NaN, those of the usual one."""
+    bits = builder.bitcast(x, _I32)
+    size = builder.and_(bits, _I32(0x7FFFFFFF))
+    usual = builder.select(builder.icmp_unsigned(">", size, _I32(0x7F800000)), _I32(0x7FC00000), bits)
+    return usual, builder.add(usual, _I32(0x8000))
+
+
+@intrinsic
+def upper_half(typing_context, x):
+    """The nearest bfloat16, of two as near the larger one: so the lower half tells which way it went."""
+
+    def codegen(context, builder, signature, arguments):
+        _, moved = _rounded_up(builder, arguments[0])
+        return builder.trunc(builder.lshr(moved, _I32(16)), _I16)
+
+    return types.uint16(types.float32), codegen
+
+
+@intrinsic
+def lower_half(typing_context, x):
+    """The lower 16 bits of a float32."""
+
+    def codegen(context, builder, signature, arguments):
+        bits, _ = _rounded_up(builder, arguments[0])
+        return builder.trunc(bits, _I16)
+
+    return types.uint16(types.float32), codegen
+
+
+@intrinsic
+def join_halves(typing_context, upper, lower):
+    """The float32 that `upper_half` and `lower_half` were made of."""
+
+    def codegen(context, builder, signature, arguments):
+        high = builder.shl(builder.zext(arguments[0], _I32), _I32(16))
+        return builder.bitcast(builder.add(high, builder.sext(arguments[1], _I32)), _FLOAT)
+
+    return types.float32(types.uint16, types.uint16), codegen

@@ -8,7 +8,7 @@ from fastopt.codecs import Codec
 from fastopt.lowered import Lowered
 from fastopt.passes import Number, Pass
 from fastopt.statements import Level
-from fastopt.targets import text
+from fastopt.targets import masters, text
 
 # running sums side by side in float64, 2 KiB: no addition waits for the one before it
 
@@ -97,13 +97,13 @@ while group <= now:
 def touched(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
     """Lines of text of the loop over the rows that a gradient touches."""
     place = {n: lowered.buffers.index(n) for n in lowered.between}
-    loop = [f"{local} = {text.load(b, f'{b}_at[i]', of)}" for local, b in q.loads]
+    loop = _loads(lowered, q, of)
     loop += q.body
     loop += _stores(lowered, q, of)
     once = _noises(lowered, loop)
     once += [f"{n.name} = real(reduced[segment, {n.slot}])" for n in q.uses]
-    buffers = dict.fromkeys([b for _, b in q.loads if b != "g"] + [b for b, _ in q.stores])
-    once += [f"{b}_at = {text.pointer(lowered, b, of[b])}" for b in buffers]
+    buffers = _buffers(lowered, q) - {"g"}
+    once += [f"{b}_at = {text.pointer(lowered, b, of[b])}" for b in lowered.buffers if b in buffers]
     columns = text.columns(lowered, loop + once, "{}")
     how = {"dtype": of["g"], "itemsize": of["g"].itemsize}
     if lowered.touched == "lazy":
@@ -134,13 +134,13 @@ def elements(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
     columns = [n for n in q.uses if n.level is Level.COLUMN]
     of_rows, of_columns, of_all = ([(n, v) for n, v in q.totals if n.level is level] for level in _LEVELS)
     loop = [f"{n.name} = real({n.vector}_at[i - lo])" for n in columns]
-    loop += [f"{local} = {text.load(b, f'{b}_at[i]', of)}" for local, b in q.loads]
+    loop += _loads(lowered, q, of)
     loop += q.body
     loop += _stores(lowered, q, of)
     loop += [f"lanes[task, {_slot(n)}, i - first] += wide({value})" for n, value in (*of_all, *of_rows)]
     loop += [f"{_part(n)}_at[part + (i - lo)] += wide({value})" for n, value in of_columns]
 
-    buffers = dict.fromkeys([b for _, b in q.loads] + [b for b, _ in q.stores])
+    buffers = dict.fromkeys(b for b in lowered.buffers if b in _buffers(lowered, q))
     buffers |= dict.fromkeys([n.vector for n in (*rows, *columns, *(n for n, _ in of_rows))])
     buffers |= dict.fromkeys([_part(n) for n, _ in of_columns])
     unpack = _noises(lowered, [*loop, *_encode(lowered, q, lowered.scales.values())])
@@ -178,9 +178,29 @@ def elements(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
     return [*unpack, *(line for line in frame.splitlines() if line.strip())]
 
 
+def _buffers(lowered: Lowered, q: Pass) -> set[str]:
+    """What a pass reads or writes, of each element."""
+    used = {b for _, b in q.loads} | {b for b, _ in q.stores}
+    return used | {"master"} if lowered.master and "p" in used else used
+
+
+def _loads(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
+    return [
+        f"{local} = {masters.load(lowered.master, of)}"
+        if b == "p" and lowered.master
+        else f"{local} = {text.load(b, f'{b}_at[i]', of)}"
+        for local, b in q.loads
+    ]
+
+
 def _stores(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
     chances = text.chances(lowered)
-    lines = [f"{b}_at[i] = {text.result(b, value, of, chances)}" for b, value in q.stores]
+    lines = []
+    for b, value in q.stores:
+        if b == "p" and lowered.master:
+            lines += masters.store(lowered.master, of, value)
+        else:
+            lines.append(f"{b}_at[i] = {text.result(b, value, of, chances)}")
     rolled = sorted(word for word in text.words(lines) if re.fullmatch(r"dice_\d+", word))
     return [f"{word} = dice(key_{word[5:]}, i)" for word in rolled] + lines
 

@@ -14,9 +14,11 @@ _NONE: Mapping[str, str] = {}
 
 def dtypes(lowered: Lowered, dtype: np.dtype | Codec, gradient: np.dtype | Codec) -> dict[str, Codec]:
     """How the elements of every buffer are stored, p and g first."""
-    wide, plain, stored = codecs.of("float64"), codecs.of(dtype), dict(lowered.stored)
+    wide, own, stored = codecs.of("float64"), codecs.of(dtype), dict(lowered.stored)
+    plain = codecs.of(own.real)
     of = {b: wide if b in lowered.numbers or b in lowered.between else plain for b in lowered.buffers}
     of |= dict.fromkeys(lowered.scales, codecs.of("float32"))
+    of |= {"p": own, "master": plain if lowered.master == "float32" else own} if lowered.master else {"p": own}
     return {**of, **{b: codecs.of(name) for b, name in stored.items()}, "g": codecs.of(gradient)}
 
 
@@ -107,7 +109,8 @@ def chances(lowered: Lowered) -> dict[str, str]:
 
 def halves(lines: Iterable[str]) -> str:
     """The import of the decoders and encoders that the lines call; '' if there are none."""
-    called = sorted(words(lines) & {f"{way}_{name}" for way in ("from", "to", "round") for name in codecs.CODECS})
+    known = {f"{way}_{name}" for way in ("from", "to", "round") for name in ("float16", "bfloat16")}
+    called = sorted(words(lines) & {*known, "upper_half", "lower_half", "join_halves"})
     return f"from fastopt.targets.halves import {', '.join(called)}\n" if called else ""
 
 
