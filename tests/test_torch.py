@@ -150,15 +150,20 @@ def test_complex_numbers_are_pairs():
     both(lambda lib, p: lib.RMSprop(p, momentum=0.9, centered=True), dtype=torch.complex64)
 
 
-def test_parameters_of_other_dtypes_are_stepped_by_torch():
+def test_parameters_of_float64_and_of_kinds_that_kernels_do_not_know():
     both(adamw, dtype=torch.float64)
-    a, b = weights(dtype=torch.bfloat16), weights(dtype=torch.bfloat16)
-    a, b = a + weights(1), b + weights(1)
-    opt, ref = ft.AdamW(a), torch.optim.AdamW(b)
-    train(opt, a, 4), train(ref, b, 4)
-    close(a, b)
-    with pytest.raises(fo.ConfigError, match="bfloat16"):
-        train(ft.Lion(a), a, 1)
+
+    class Own(torch.Tensor):
+        """A subclass with a dispatch of its own is no plain memory."""
+
+        @classmethod
+        def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    p = torch.ones(3).as_subclass(Own).requires_grad_()
+    p.grad = torch.ones(3)
+    with pytest.raises(fo.ConfigError, match="float32"):
+        ft.Lion([p]).step()
 
 
 def test_adafactor_of_several_shapes_and_dtypes():
@@ -227,8 +232,11 @@ def test_flat_gradients():
     assert not model.weight.grad.any()
     opt.add_param_group({"params": [nn.Parameter(torch.ones(3))]})
     assert opt.param_groups[1]["params"][0].grad.shape == (3,)
+    table = nn.Parameter(torch.ones(4, 3))
+    table.grad = torch.sparse_coo_tensor([[1]], torch.ones(1, 3), (4, 3), check_invariants=True)
     with pytest.raises(fo.ConfigError, match="use_flat_grads"):
-        ft.SGD(weights(dtype=torch.bfloat16)).use_flat_grads()
+        ft.SGD([table]).use_flat_grads()
+    assert table.grad.is_sparse
 
 
 # ---- parameters and state that somebody else changes -----------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from typing import Any, cast
 
@@ -42,7 +43,10 @@ class Averages(Fast):
         held = Held(self.state, self.kind, rows, parts)
         clock = held.clock.copy()
         clock[T] = max(int(clock[T]) - 1, 0)  # of the step that has been done last
-        segments = [Segment(p.array, p.row, rows.seen(p.row, p.tensor.dim()), p.state, 0) for p in parts]
+        seen = [rows.stored(rows.seen(p.row, p.tensor.dim()), p.row, p.array) for p in parts]
+        segments = [
+            Segment(p.array, p.row, replace(low, rounded=()), p.state, 0) for p, low in zip(parts, seen, strict=True)
+        ]
         kinds = tuple(tensors.KINDS[p.memory.dtype] for p in parts)
         missed = (clock[T] + 1 - clock[STEPS:]).tolist()
         ready = plan.build(cast(Any, rows), segments, kinds, missed) if parts else None

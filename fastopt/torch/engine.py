@@ -80,7 +80,7 @@ class Engine:
     def _planned(self, given: Sequence[Any]) -> plan.Plan:
         segments = [Segment(p.array, p.row, p.lowered, p.state, crc32(b"%d" % k)) for k, p in enumerate(self._parts)]
         kinds = [tensors.KINDS[dtype] for dtype in self._addresses.kinds]
-        kinds += [f"r{tensors.KINDS[given[k].dtype]}" for k in self._sparse.places]
+        kinds += ["rd" if given[k].dtype == torch.float64 else "rf" for k in self._sparse.places]
         clock = self._held.clock
         missed = (clock[T] - clock[STEPS:]).tolist()
         made = plan.build(cast(Any, self._rows), segments, tuple(kinds), missed, {}, "lazy")

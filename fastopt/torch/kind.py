@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import torch
 
+from fastopt import codecs
 from fastopt.groups import MAXIMIZE
 from fastopt.lower import lower
 from fastopt.lowered import Lowered
 from fastopt.schema import MATRIX, Hyper, Rule
+from fastopt.storage import Storage
 
 TORCH, DENSE = -2, -1  # ways to step a parameter; any other is by rows: over how many axes a gradient's indices go
 
@@ -103,6 +106,17 @@ class Rows:
         view = self.rules[row].view
         assert view is not None
         return lower(view, self._chosen(row, dimensions))
+
+    def stored(self, lowered: Lowered, row: int, array: np.ndarray) -> Lowered:
+        """The rule of a parameter in 16 bits: torch's states are as narrow, and all is rounded to nearest.
+
+        Without a class in torch, states are float32, and parameters are rounded by chance, as by `Optimizer`.
+        """
+        own, rule = codecs.of(array.dtype), self.rules[row]
+        if not own.coded:
+            return lowered
+        as_torch = Storage(named=dict.fromkeys(rule.state, own.name), stochastic=False)
+        return (as_torch if self._kind.torch else Storage()).applied(lowered, rule, array)
 
     def _chosen(self, row: int, dimensions: int) -> tuple[tuple[str, bool], ...]:
         matrix = tuple((n, dimensions == 2) for n in self.rules[row].switches if n == MATRIX)

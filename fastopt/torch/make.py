@@ -16,6 +16,7 @@ from fastopt.torch.averages import Averages
 from fastopt.torch.base import Fast
 from fastopt.torch.kind import Kind
 
+_WIDE = (torch.float32, torch.float64)
 _OPTIONS = ("foreach", "fused")  # torch chooses between loops by them; accepted, and without effect
 
 
@@ -45,14 +46,14 @@ class RuleOptimizer(Fast):
                 self.rule.schema[key].check(value, None, f"`{name}`")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but states in float64 stay so beside float32 parameters."""
+        """As torch's, but states in float64 or float32 stay so beside narrower parameters."""
         super().load_state_dict(state_dict)
         saved = chain.from_iterable(g["params"] for g in state_dict["param_groups"])
         params = chain.from_iterable(g["params"] for g in self.param_groups)
         for k, p in zip(saved, params, strict=True):
             mine = dict.get(self.state, p, {})
             for key, value in state_dict["state"].get(k, {}).items():
-                if isinstance(value, torch.Tensor) and value.dtype == torch.float64 and mine[key].dtype != value.dtype:
+                if isinstance(value, torch.Tensor) and value.dtype in _WIDE and mine[key].dtype != value.dtype:
                     mine[key] = value.to(p.device, copy=True)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

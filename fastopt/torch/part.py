@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastopt import codecs
 from fastopt import state as allocation
 from fastopt.errors import ConfigError
 from fastopt.lowered import Lowered
@@ -56,7 +57,7 @@ def part(p: torch.Tensor, rows: Rows, row: int, way: int) -> Part:
         memory = torch.empty(p.shape, dtype=p.dtype)
         array = tensors.view(memory, shaped=shaped)
     assert array is not None
-    return Part(p, row, lowered, memory, array)
+    return Part(p, row, rows.stored(lowered, row, array), memory, array)
 
 
 def _of_rows(p: torch.Tensor, lowered: Lowered, rows: Rows, row: int, axes: int) -> Part:
@@ -69,7 +70,7 @@ def _of_rows(p: torch.Tensor, lowered: Lowered, rows: Rows, row: int, axes: int)
     array = tensors.view(p, shaped=True)
     assert array is not None
     array = array.reshape(math.prod(p.shape[:axes]), math.prod(p.shape[axes:]))  # a row for each place that has one
-    return Part(p, row, lowered, p, array)
+    return Part(p, row, rows.stored(lowered, row, array), p, array)
 
 
 def adopt(mine: Part, kind: Kind, rows: Rows, held: dict[str, Any]) -> None:
@@ -106,8 +107,9 @@ def _like(mine: Part, name: str) -> torch.Tensor:
     found = allocation._kind(name, mine.lowered, mine.array)
     assert found is not None
     dtype, shape = found
-    if shape == mine.array.shape and dtype == mine.array.dtype and name not in dict(mine.lowered.levels):
-        return mine.memory.detach()
+    if shape == mine.array.shape and name not in dict(mine.lowered.levels):
+        same = codecs.alike(dtype, mine.array.dtype)
+        return mine.memory.detach() if same else torch.empty_like(mine.memory.detach(), dtype=torch.float32)
     return torch.from_numpy(np.empty(shape, dtype))
 
 

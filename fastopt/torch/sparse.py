@@ -45,6 +45,7 @@ class Sparse:
 def _rows(g: torch.Tensor, array: np.ndarray) -> Rows:
     """Indices need not be coalesced: the step sums rows that come twice."""
     indices, values = g._indices(), g._values().detach()
+    values = values if values.dtype == torch.float64 else values.float()
     if indices.shape[0] == 1:
         where = indices[0].numpy()
     else:

@@ -61,7 +61,9 @@ KINDS: dict[str, Kind] = {
         {"r": "row_var", "c": "col_var", "v": "variance"},
         # of larger arrays torch factors the last two axes; eps1 of None depends on the dtype
         takes=lambda group, p: (
-            p.dim() <= 2 and not p.is_complex() and (group["eps"][0] is not None or p.dtype == group["params"][0].dtype)
+            p.dim() <= 2
+            and p.dtype in (torch.float32, torch.float64)
+            and (group["eps"][0] is not None or p.dtype == group["params"][0].dtype)
         ),
         torch=torch.optim.Adafactor,
         values={"eps1": _eps1, "eps2": _part("eps", 1)},
