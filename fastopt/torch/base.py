@@ -104,7 +104,7 @@ class Fast(torch.optim.Optimizer):
             if not tensors.ordinary(p) or (p.grad is not None and p.grad.layout is not torch.strided):
                 raise ConfigError(
                     f"use_flat_grads: a parameter of shape {tuple(p.shape)} and dtype {p.dtype} on `{p.device}` cannot "
-                    "have its gradient in a buffer; expected dense float32, float64 or complex tensors in CPU memory."
+                    "have its gradient in a buffer; expected dense tensors in CPU memory, of real or complex numbers."
                 )
         flat, self._buffers = tensors.flat_like(params)
         for p, g in zip(params, flat, strict=True):
@@ -151,6 +151,7 @@ class Fast(torch.optim.Optimizer):
             if type(self.state) is not States:
                 self._own_state()
             engine = Engine(type(self).__name__, self.kind, groups, self.state, given)
+        engine.prepare(given)
         if engine.others:
             self._by_torch(engine.others)
         engine.run(given)
@@ -179,7 +180,7 @@ class Fast(torch.optim.Optimizer):
             raise ConfigError(
                 f"{name}: a parameter of shape {tuple(odd.shape)}, dtype {odd.dtype} on `{odd.device}`, with a "
                 f"gradient of dtype {odd.grad.dtype if odd.grad is not None else None}, is none that kernels can "
-                "step; expected float32, float64 or their complex pairs in CPU memory."
+                "step; expected float32, float64, complex pairs of them, bfloat16 or float16 in CPU memory."
             )
         step = kind.torch.step
         while getattr(step, "hooked", False):  # hooks and profile are those of our step
