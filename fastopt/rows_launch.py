@@ -15,6 +15,7 @@ from fastopt.gradients import Gradients
 from fastopt.groups import Settings
 from fastopt.launch import Launch, threads_for
 from fastopt.missed import Products, Zero
+from fastopt.rows import Rows
 from fastopt.schema import Rule
 from fastopt.targets import cpu
 from fastopt.touched import BEHIND, Touched
@@ -40,12 +41,19 @@ class RowsLaunch(Launch):
     _matrix: Any = None  # closed: how
 
     def aim(self, gradients: Gradients) -> None:
-        given = gradients.rows[self.name]
-        self._given = given.values
-        self._take(given.indices)
-        self.addresses[self.segment, 1] = gradients.addresses[self.segment]
+        self.take(gradients.rows[self.name], gradients.addresses[self.segment])
 
-    def _take(self, indices: np.ndarray) -> None:
+    def take(self, given: Rows, address: int) -> None:
+        """Take in a gradient, whose values are at `address`."""
+        self._given = given.values
+        self._share(given.indices)
+        self.addresses[self.segment, 1] = address
+
+    def release(self) -> None:
+        """The step is done."""
+        self._given = None
+
+    def _share(self, indices: np.ndarray) -> None:
         """Share out the rows that are touched."""
         itemsize = (len(self.lowered.state) + 1) * self.dtype.itemsize + self.gradient.itemsize
         n_threads = threads_for(_APART * len(indices) * self.touched.columns * itemsize)
@@ -137,7 +145,7 @@ class RowsLaunch(Launch):
             return
         clock, n = np.zeros(2 + len(self.addresses), np.int64), len(touched.array)
         for first in range(0, n, _BLOCK):  # or the tables would be as long as the parameter
-            self._take(np.arange(first, min(first + _BLOCK, n)))
+            self._share(np.arange(first, min(first + _BLOCK, n)))
             self._missed(now=kept - (touched.reading == "exact"), present=2**64 - 1, end=kept)
             super().run(0, clock, False)
 
