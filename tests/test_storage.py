@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from conftest import snapshot
-from test_machine import BIG, check_instructions
+from test_machine import BIG, assembly, check_instructions
 
 import fastopt as fo
 from fastopt import blocks, codecs
@@ -213,6 +213,17 @@ def test_other_rules_in_8_bits(rule):
     assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.97  # Lion's signs turn where m is next to 0
 
 
+@pytest.mark.parametrize("name", ["q8", "bf16"])
+def test_every_rule_of_the_catalogue_has_a_kernel(name):
+    """In bfloat16, too. That they are right is the codecs' business: see the rules above."""
+    from fastopt.rules import CATALOGUE
+
+    for rule in CATALOGUE.values():
+        switches = {s: True for s in rule.switches if s in rule.schema and rule.schema[s].boolean}
+        text = fo.source(rule, dtype="bfloat16", state_dtype=name, **switches)
+        compile(text, rule.name, "exec")
+
+
 # ---- checkpoints -----------------------------------------------------------------------------------------------------
 
 
@@ -265,8 +276,6 @@ def test_without_ml_dtypes(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_kernels_are_packed_and_free_of_float64(name):
-    from test_machine import assembly
-
     text = fo.source(fo.adamw, "cpu", state_dtype=name).replace("parallel=True", "parallel=False")
     check_instructions(assembly(text), ["add", "mul", "div", "sqrt"])
 
