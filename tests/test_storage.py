@@ -137,6 +137,14 @@ def test_a_kernel_computes_what_its_parts_say():
     np.testing.assert_array_equal(next(iter(opt.state.values())).astype("f4"), m)
 
 
+def test_parameters_in_float64():
+    start = run(fo.adamw, 0, p=np.linspace(-1, 1, N))[0]
+    exact = run(fo.adamw, 5, p=start.copy(), lr=1e-2)[0] - start
+    for name, most in (("bf16", 0.006), ("q8", 0.04)):  # as for float32
+        ours = run(fo.adamw, 5, p=start.copy(), lr=1e-2, state_dtype=name)[0] - start
+        assert 0 < np.sqrt(np.mean((ours - exact) ** 2) / np.mean(exact**2)) < most
+
+
 def test_nearest_rounding_stalls_an_average_and_chance_does_not():
     """v = 0.999 v + 0.001 g^2 from 1 towards 4: each step moves it by 0.3 % at first, less than half a step of bf16
     or q8 later on. 3000 steps bring float32 to 4 - 3 * 0.999^3000 = 3.85."""
