@@ -73,9 +73,10 @@ def _digest(text: str) -> str:
 def _imported(text: str, seen: set[str]) -> Iterator[str]:
     """The files of ours that a text imports functions of kernels from, and those that these import."""
     for name in re.findall(r"^from (fastopt\.[\w.]+) import", text, re.M):
-        if name not in seen:
+        file = (Path(__file__).parent.parent / name.replace(".", "/")).with_suffix(".py")
+        if name not in seen and file.exists():  # and no package
             seen.add(name)
-            content = (Path(__file__).parent.parent / name.replace(".", "/")).with_suffix(".py").read_text()
+            content = file.read_text(encoding="utf-8")
             yield content
             yield from _imported(content, seen)
 
