@@ -1,11 +1,14 @@
 """What a rule becomes when it is lowered: passes of text, columns, states and the buffers that kernels read."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from fastopt.matrices import MatrixCall
 from fastopt.passes import Pass
 from fastopt.statements import NUMBERS, VECTORS, Level
 from fastopt.values import Column
+
+COPY = "copy_"  # the buffer beside the parameter that is written and never read
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,46 @@ class Lowered:
     slots: int  # columns of `reduced`: the rule's totals, then every number
     square: tuple[tuple[str, str], ...]  # (state, "rows" or "columns"): those that are square matrices of that side
     noises: tuple[tuple[str, str], ...]  # (key of random numbers, its seed)
+    stored: tuple[tuple[str, str], ...] = ()  # (buffer, codec) of those that are not stored as p is, see `codecs.py`
     touched: str = ""  # for gradients of rows: "lazy", "exact", "closed" or "row", see `touched.py`
+
+    def around(self, mends: bool, zeroes: bool, copy: str) -> "Lowered":
+        """The same with more done in its passes.
+
+        mends: elements of gradients that are not finite count as 0; zeroes: the pass that reads gradients last sets
+        them to 0; copy: the codec of another array that is given the new parameter, or "".
+        """
+        passes = list(self.passes)
+        last = max(k for k, q in enumerate(passes) if k == 0 or any(b == "g" for _, b in q.loads))
+        for k, q in enumerate(passes):
+            mended = tuple(f"{local} = mend({local})" for local, b in q.loads if b == "g" and mends)
+            new = tuple((COPY, value) for b, value in q.stores if b == "p" and copy)
+            stores = (*q.stores, *new, *((("g", "0"),) if zeroes and k == last else ()))
+            passes[k] = replace(q, body=mended + q.body, stores=stores)
+        return replace(self, passes=tuple(passes), stored=self.stored + ((COPY, copy),) * bool(copy))
+
+    @property
+    def looks(self) -> int:
+        """How many passes, the first ones, leave parameters, state and gradients as they are."""
+        if self.touched:  # its passes are one loop, row after row
+            return 0
+        lasting = {"p", "g", *self.state}
+        writes = [q.kept or q.matrices or lasting & {b for b, _ in q.stores} for q in self.passes]
+        return next(k for k, w in enumerate(writes) if w)
+
+    @property
+    def norm(self) -> int | None:
+        """The number of the total that is the sum of the gradient's own squares, if a pass that only looks has it."""
+        for q in self.passes[: self.looks]:
+            same = {local for local, b in q.loads if b == "g"}
+            for line in q.body:
+                name, _, value = line.partition(" = ")
+                same = same | {name} if value in same else same - {name}
+            for n, value in q.totals:
+                square = re.fullmatch(r"wide\((\w+)\) \* wide\((\w+)\)", value)
+                if n.level is Level.REDUCED and n.total and square and {*square.groups()} <= same:
+                    return n.total[0]
+        return None
 
     @property
     def numbers(self) -> dict[str, Level]:
@@ -57,7 +99,8 @@ class Lowered:
     @property
     def buffers(self) -> tuple[str, ...]:
         """Columns of the table of addresses."""
-        return ("p", "g", *(s for s in self.state if s not in self.squares), *self.scratch, *self.between)
+        copy = (COPY,) * (COPY in dict(self.stored))
+        return ("p", "g", *(s for s in self.state if s not in self.squares), *copy, *self.scratch, *self.between)
 
     @property
     def between(self) -> dict[str, Level]:

@@ -1,6 +1,6 @@
 """Where the numbers are: structures of arrays, their names, and whether memory can be read or updated in place."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import itemgetter
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastopt import codecs
 from fastopt.errors import ArrayTypeError, ConfigError, DeviceError, FastoptError, GradientError, hint, listing
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -135,6 +136,8 @@ def foreign(x: Any, name: str, wrong: type[FastoptError] = ArrayTypeError) -> An
         raise DeviceError(f"`{name}` lives on a GPU ({type(x).__name__}); expected an array in host memory.")
     x = x.detach() if hasattr(x, "detach") else x  # a PyTorch tensor that requires grad refuses to share its memory
     try:
+        if (found := codecs.tensor(x)) is not None:
+            return found
         for attribute in ("__array_interface__", "__array__", "__dlpack__"):
             if hasattr(x, attribute):
                 return np.from_dlpack(x) if attribute == "__dlpack__" else np.asarray(x)
@@ -188,6 +191,7 @@ def parameter(x: Any, name: str) -> np.ndarray:
 def gradient(x: Any, like: np.ndarray, name: str) -> np.ndarray:
     """`x` as an array that a kernel can read beside `like`: itself where possible, else a plain copy."""
     g = foreign(x, f"gradient of {name}", GradientError)
+    coded = g is not x and codecs.tensor(x) is not None
     if isinstance(g, float | int | np.floating) and like.ndim == 0:
         g = np.asarray(g, like.dtype)
     if not isinstance(g, np.ndarray) or isinstance(g, np.ma.MaskedArray):
@@ -195,13 +199,15 @@ def gradient(x: Any, like: np.ndarray, name: str) -> np.ndarray:
         raise GradientError(
             f"gradient of `{name}`: got a {found}; expected an array of shape {like.shape}: numpy.asarray."
         )
-    if g.dtype.newbyteorder("=") not in FLOATS:
+    half = coded or codecs.is_half(g.dtype)
+    if not half and g.dtype.newbyteorder("=") not in FLOATS:
         raise GradientError(
-            f"gradient of `{name}`: dtype {g.dtype}; expected float32 or float64, as g.astype({like.dtype}) gives."
+            f"gradient of `{name}`: dtype {g.dtype}; expected float32, float64, float16 or bfloat16, as "
+            f"g.astype({like.dtype}) gives."
         )
     if g.shape != like.shape:
         raise GradientError(f"gradient of `{name}`: shape {g.shape}; expected {like.shape}, the parameter's.")
-    return np.require(np.asarray(g), g.dtype.newbyteorder("="), ("C", "A"))
+    return np.require(np.asarray(g), g.dtype if g.dtype.isnative else g.dtype.newbyteorder("="), ("C", "A"))
 
 
 def span(array: np.ndarray) -> tuple[int, int]:
@@ -211,12 +217,16 @@ def span(array: np.ndarray) -> tuple[int, int]:
 
 def check_overlap(spans: Sequence[tuple[int, int]], names: tuple[str, ...]) -> None:
     """Raise `ConfigError` if two parameters share memory: a kernel would update the shared part twice."""
-    found = sorted((start, end, n) for (start, end), n in zip(spans, names, strict=True) if start < end)
-    for (_, end, first), (start, _, second) in pairwise(found):
-        if start < end:
-            raise ConfigError(
-                f"parameters `{first}` and `{second}` share memory; give each array once, or a copy of it."
-            )
+    if shared := overlap([(*span, n) for span, n in zip(spans, names, strict=True)]):
+        raise ConfigError(
+            f"parameters `{shared[0]}` and `{shared[1]}` share memory; give each array once, or a copy of it."
+        )
+
+
+def overlap(spans: Iterable[tuple[int, int, str]]) -> tuple[str, str] | None:
+    """The names of two spans (first byte, the one after the last, name) that overlap, if there are any."""
+    found = sorted(s for s in spans if s[0] < s[1])
+    return next(((first, second) for (_, end, first), (start, _, second) in pairwise(found) if start < end), None)
 
 
 def copied(params: Any) -> Any:

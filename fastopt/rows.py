@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastopt import codecs
 from fastopt.errors import GradientError
 from fastopt.params import FLOATS, foreign
 
@@ -23,7 +24,7 @@ def rows(indices: Any, values: Any) -> Rows:
     Args:
         indices: integers (k,), in any order; rows that occur more than once are summed. Or bools (n_rows,): the rows
             that are true, in order.
-        values: float32 or float64 (k, *shape of a row).
+        values: float32, float64, float16 or bfloat16 (k, *shape of a row); the 16-bit ones are copied to float32.
 
     Raises `GradientError` for anything else; whether it fits the parameter is checked by the step.
     """
@@ -38,6 +39,8 @@ def rows(indices: Any, values: Any) -> Rows:
         where = where.astype(np.int64)  # [] is float64 to NumPy
     elif where.dtype.kind == "u" and where.size and int(where.max()) > np.iinfo(np.int64).max:
         raise GradientError(f"rows: the index {int(where.max())} is beyond int64.")
+    if isinstance(what, np.ndarray) and (codecs.is_half(what.dtype) or codecs.tensor(values) is not None):
+        what = codecs.widened(what)
     if not isinstance(what, np.ndarray) or what.dtype.newbyteorder("=") not in FLOATS:
         found = what.dtype if isinstance(what, np.ndarray) else type(what).__name__
         raise GradientError(f"rows: values are {found}; expected an array of float32 or float64.")

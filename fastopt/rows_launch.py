@@ -12,7 +12,6 @@ from fastopt.errors import ConfigError
 from fastopt.gradients import Gradients
 from fastopt.groups import Settings
 from fastopt.launch import Launch, threads_for
-from fastopt.lowered import Lowered
 from fastopt.missed import Products, Zero
 from fastopt.schema import Rule
 from fastopt.targets import cpu
@@ -24,30 +23,32 @@ class RowsLaunch(Launch):
     """What is touched changes from step to step, and with it the tables."""
 
     rule: Rule
-    lowered: Lowered
-    kinds: tuple[np.dtype, np.dtype]  # of the parameter and of the gradient
+    dtype: np.dtype
     name: str
     segment: int
     touched: Touched
     places: dict[str, int]  # columns of `addresses`
     _n: int = 0
     _values: Sequence[Any] = ()
+    _factor: float = 1.0  # of gradients
+    _gradients: Any = None
     _known: Any = None  # the addresses of `touched` that are in the table
-    _seen: bytes = b""  # the columns that the next two are of
+    _seen: bytes | None = None  # the columns, without the sign, that the next two are of
     _moves: bool = False  # does a step change rows without a gradient?
     _matrix: Any = None  # closed: how
 
     def aim(self, gradients: Gradients) -> None:
+        self._gradients = gradients
         self._take(gradients.rows[self.name].indices)
         self.addresses[self.segment, 1] = gradients.addresses[self.segment]
 
     def _take(self, indices: np.ndarray) -> None:
         """Share out the rows that are touched."""
-        itemsize = (len(self.lowered.state) + 1) * self.kinds[0].itemsize + self.kinds[1].itemsize
+        itemsize = (len(self.lowered.state) + 1) * self.dtype.itemsize + self.gradient.itemsize
         n_threads = threads_for(_APART * len(indices) * self.touched.columns * itemsize)
         if self.parallel != n_threads > 1:
             self.parallel = n_threads > 1
-            self.kernels = cpu.kernels(self.rule.name, self.lowered, *self.kinds, self.parallel)
+            self.kernels = cpu.kernels(self.rule.name, self.lowered, self.dtype, self.gradient, self.parallel)
         self._n, self.work, self.tasks = self.touched.take(indices, self.segment, n_threads)
         if self._known is not self.touched.addresses:
             self._known = self.touched.addresses
@@ -68,7 +69,7 @@ class RowsLaunch(Launch):
         (row, missed), values = self.rows[0], self._fixed[0]
         self._values = settings.evaluate(row, t) if values is None else values
         # a kernel knows of hyperparameters and t what is in the columns
-        if self.touched.reading in BEHIND and self._seen != (columns := self.hyper[0].tobytes()):
+        if self.touched.reading in BEHIND and self._seen != (columns := self.hyper[0, 1:].tobytes()):
             hyper = dict(zip(self.rule.schema, self._values, strict=False))
             self._look(hyper, t - missed)
             self._seen = columns
@@ -82,7 +83,7 @@ class RowsLaunch(Launch):
         if self.touched.reading == "exact":
             self._moves = not zero(t).idle()
             return
-        first = not self._seen
+        first = self._seen is None
         self._matrix = matrix = zero(t).linear(thorough=first)
         # refused at the first step, also if it is linear in the first steps alone, as radam's
         if matrix is None or (first and zero(t + 10**6).linear(thorough=True) is None):
@@ -94,6 +95,13 @@ class RowsLaunch(Launch):
         self._moves = bool((matrix != np.eye(len(matrix))).any())
         if self.touched.products is None:
             self.touched.products = Products(len(matrix))
+
+    def unscale(self, factor: float) -> None:
+        super().unscale(factor)
+        self._factor = factor
+
+    def offender(self) -> int:
+        return -1 if np.isfinite(self._gradients.rows[self.name].values).all() else self.segment
 
     def run(self, q: int, clock: np.ndarray, last: bool) -> None:
         touched, t = self.touched, int(clock[0]) + 1 - self.rows[0][1]
@@ -108,6 +116,7 @@ class RowsLaunch(Launch):
         elif touched.reading == "row":
             for done in np.unique(touched.steps[touched.rows(self._n)]).tolist():
                 self.stages[0].write(self.hyper, 0, *self.stages[0].evaluate(*self._values, done + 1))
+                super().unscale(self._factor)
                 touched.record(done, self.hyper[0])
         super().run(q, clock, last)
 

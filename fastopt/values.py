@@ -16,8 +16,9 @@ RESERVED = frozenset(
     "prange types parameters reduced partials lanes parameter first width row start rows columns j wide count "
     "clear fold noise_key key place now present zeros n_chunks n_parameters control thread threads blocks entry "
     "table column numbers sums head end rest part step whole n_elements n_rows n_columns vectors across shift "
-    "down mine line narrow seats seat d block_total update length stride own later "
-    "begin given stop fetch add drain compose".split()
+    "down mine line narrow seats seat d block_total update "
+    "mend of_group from_float16 to_float16 from_bfloat16 to_bfloat16 "
+    "length stride own later begin given stop fetch add drain compose".split()
 )
 
 

@@ -62,7 +62,7 @@ def test_gradients_that_cannot_be_read():
     ones = np.ones((3, 4), "f4")
     for g, error, says in [
         (DLPack(ones, device=(2, 0)), fo.DeviceError, "gradient of w.*lives on a GPU"),
-        (torch.ones((3, 4), dtype=torch.bfloat16), fo.GradientError, "gradient of w.*BFloat16"),
+        (torch.ones((3, 3), dtype=torch.bfloat16), fo.GradientError, "gradient of `w`: shape"),
         (torch.ones((3, 4), device="meta"), fo.DeviceError, "lives on a GPU"),
         (memoryview(b"x" * 12), fo.GradientError, "uint8"),
     ]:

@@ -38,7 +38,7 @@ def test_gradients_that_do_not_fit():
         (ones.astype(bool), ["bool"]),
         (ones.astype(object), ["object"]),
         (ones.astype(complex), ["complex128"]),
-        (ones.astype("f2"), ["float16"]),
+        (ones.astype("i2"), ["int16"]),
         (np.ma.masked_array(ones, ones > 0), ["MaskedArray"]),
         (ones.tolist(), ["list"]),
         (1.0, ["float"]),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastopt import build
+from fastopt.codecs import Codec
 from fastopt.lowered import Lowered
 from fastopt.passes import Pass
 from fastopt.statements import Level
@@ -32,7 +33,7 @@ _MODULE = """\
 import numpy as np
 from numba import {numba}
 
-from fastopt.targets.pointers import {pointers}
+{halves}from fastopt.targets.pointers import {pointers}
 {sums}{rows}{noise}
 real = np.{dtype}{wide}
 tiny = np.finfo(real).tiny  # below it numbers are subnormal: slow everywhere, and state would stall there
@@ -69,7 +70,7 @@ def {name}(tasks, work, addresses, hyper, clock, last{reduced_names}):
 
 _REDUCED_TYPES = """
         types.uint64[:, ::1],  # parameters: a row each; segment, group, its chunks' bounds, elements, rows, columns
-        types.float64[:, ::1],  # reduced: a row per segment; its totals, then numbers
+        types.float64[:, ::1],  # reduced: a row per segment; its totals, then numbers, and its group
         types.float64[:, ::1],  # partials: a row per chunk; its totals
         types.float64[:, :, ::1],  # lanes: per task and total, the numbers of a block on their way into the sum"""
 
@@ -83,11 +84,14 @@ _DONE = """
         clock[1] = 0"""
 
 
-def source(rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype, parallel: bool = True) -> str:
+def source(
+    rule: str, lowered: Lowered, dtype: np.dtype | Codec, gradient: np.dtype | Codec, parallel: bool = True
+) -> str:
     """The text of the kernels of a lowered rule, one a pass, for parameters of `dtype` and gradients of another."""
     of = text.dtypes(lowered, dtype, gradient)
     names = kernel_names(lowered)
     passes = zip(names, lowered.passes[-len(names) :], strict=True)
+    kernels = [_kernel(name, lowered, q, of, parallel) for name, q in passes]
     return _MODULE.format(
         title=f"{rule}: {dtype} parameters, {gradient} gradients, {'all threads' if parallel else 'one thread'}",
         columns=text.legend(lowered),
@@ -95,26 +99,23 @@ def source(rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype, par
         imports=text.imports(lowered),
         numba="njit, prange, types" if parallel else "njit, types",
         pointers=", ".join(sorted(_pointers(lowered, of))),
-        sums="from fastopt.targets.sums import add_columns, clear, clear_part, drain, everywhere, gather\n"
+        sums="from fastopt.targets.sums import add_columns, clear, clear_part, drain, everywhere, gather, of_group\n"
         if lowered.slots
         else "",
         rows="from fastopt.targets.touched import add, compose, fetch\n" if lowered.touched else "",
         noise="from fastopt.targets.noise import noise_key, normal\n" if lowered.noises else "",
-        dtype=dtype,
+        halves=text.halves(kernels),
+        dtype=of["p"].real,
         wide="\nwide = np.float64  # numbers and sums" if lowered.slots else "",
-        functions=text.functions(lowered, "@njit"),
-        kernels="".join(_kernel(name, lowered, q, of, parallel) for name, q in passes),
+        functions=text.mending(kernels, "@njit") + text.functions(lowered, "@njit"),
+        kernels="".join(kernels),
         names=", ".join([*names, ""]).strip(),
     )
 
 
-def _pointers(lowered: Lowered, of: dict[str, np.dtype]) -> set[str]:
+def _pointers(lowered: Lowered, of: dict[str, Codec]) -> set[str]:
     used = {f"{d}_at" for b, d in of.items() if lowered.between.get(b) is not Level.ELEMENT}
-    return (
-        used
-        | ({"uint64_at"} if lowered.touched else set())
-        | ({"float64_at"} if lowered.touched == "closed" else set())
-    )
+    return used | {f"{d}_at" for d in rows.POINTERS.get(lowered.touched, ())}
 
 
 def kernel_names(lowered: Lowered) -> list[str]:
@@ -122,14 +123,14 @@ def kernel_names(lowered: Lowered) -> list[str]:
     return ["kernel"] if n == 1 else [f"kernel_{k}" for k in range(n)]
 
 
-def _kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, np.dtype], parallel: bool) -> str:
+def _kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, Codec], parallel: bool) -> str:
     last = q is lowered.passes[-1]
     if lowered.touched:
         q = rows.before(lowered)
     gathered = [n.total[0] for n, _ in q.totals if n.total and n.level is Level.REDUCED]
     return _KERNEL.format(
         name=name,
-        dtype=of["p"],
+        dtype=of["p"].real,
         parallel=parallel,
         range="prange" if parallel else "range",
         reduced_types=_REDUCED_TYPES if lowered.slots else "",
@@ -145,7 +146,7 @@ def _kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, np.dtype], paral
 
 @cache
 def kernels(
-    rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype, parallel: bool
+    rule: str, lowered: Lowered, dtype: np.dtype | Codec, gradient: np.dtype | Codec, parallel: bool
 ) -> tuple[Callable[..., Any], ...]:
     """The compiled kernels, one a pass; a second request for the same ones, in any optimizer, compiles nothing."""
     kind = "parallel" if parallel else "serial"

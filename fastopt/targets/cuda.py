@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 
 from fastopt import build
+from fastopt.codecs import Codec
 from fastopt.errors import DeviceError
 from fastopt.lowered import Lowered
 from fastopt.targets import cpu, cuda_clock, cuda_loops, cuda_numbers, text
@@ -63,7 +64,7 @@ LAUNCHES = (
 
 
 def source(
-    rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype, schema: tuple[str, ...] | None = None
+    rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype | Codec, schema: tuple[str, ...] | None = None
 ) -> str:
     """The text of the kernels of a lowered rule for parameters of `dtype` and gradients of another (or the same).
 
@@ -73,6 +74,8 @@ def source(
     if lowered.touched:
         raise DeviceError(f"`{rule}` is given gradients of rows, which the CUDA target cannot take; make them dense.")
     of = text.dtypes(lowered, dtype, gradient)
+    if coded := [f"`{b}` in {codec}" for b, codec in of.items() if codec.coded]:
+        raise DeviceError(f"`{rule}` is to read {coded[0]}; the CUDA target knows float32 and float64 alone.")
     totals = text.totals(lowered)
     kernels, launches, everywhere = [], [], {}
     for k, (name, q) in enumerate(zip(cpu.kernel_names(lowered), lowered.passes, strict=True)):
@@ -86,6 +89,7 @@ def source(
         if found := cuda_numbers.everywhere(q):
             everywhere[f"gather_{k}"] = tuple(found)
     whole, constants = text.unsigned("".join(kernels))
+    decorator = "@cuda.jit(device=True)"
     found = _MODULE.format(
         title=f"{rule}: {dtype} parameters, {gradient} gradients",
         columns=text.legend(lowered),
@@ -93,7 +97,7 @@ def source(
         helpers=_helpers(whole),
         dtype=dtype,
         constants=constants,
-        functions=text.functions(lowered, "@cuda.jit(device=True)"),
+        functions=text.mending([whole], decorator) + text.functions(lowered, decorator),
         kernels=whole,
         buffers=", ".join(of),
         slots=lowered.slots,

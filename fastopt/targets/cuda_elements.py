@@ -3,8 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
+from fastopt.codecs import Codec
 from fastopt.lowered import Lowered
 from fastopt.passes import Number, Pass
 from fastopt.statements import Level
@@ -26,7 +25,7 @@ class Elements:
     name: str
     lowered: Lowered
     q: Pass
-    of: dict[str, np.dtype]  # the dtype of every buffer
+    of: dict[str, Codec]  # how every buffer is stored
 
     @property
     def buffers(self) -> list[str]:
@@ -45,12 +44,12 @@ class Elements:
     @property
     def _lines(self) -> list[str]:
         """The statements on an element."""
-        loads = [(local, text.load(b, local, self.of[b] != self.of["p"])) for local, b in self.q.loads]
+        loads = [(local, text.load(b, local, self.of)) for local, b in self.q.loads]
         return [f"{local} = {value}" for local, value in loads if local != value] + list(self.q.body)
 
     @property
     def _results(self) -> list[str]:
-        stores = [text.result(b, value) for b, value in self.q.stores]
+        stores = [f"np.{self.of[b]}(0)" if b == "g" else text.result(b, value, self.of) for b, value in self.q.stores]
         return stores + [f"wide({value})" for _, value in self.q.totals]
 
     @property

@@ -1,7 +1,6 @@
 """The kernel of a pass over elements on CUDA: blocks walk chunks with 16-byte accesses, and add up in a fixed order."""
 
-import numpy as np
-
+from fastopt.codecs import Codec
 from fastopt.errors import DeviceError
 from fastopt.lowered import Lowered
 from fastopt.passes import Pass
@@ -44,7 +43,7 @@ while j < rest:
     j += threads"""
 
 
-def kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, np.dtype], totals: int, threads: int) -> str:
+def kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, Codec], totals: int, threads: int) -> str:
     """The text of a pass's kernel; "" if the pass looks at no element. `totals`: columns of `partials`."""
     it = Elements(name, lowered, q, of)
     if not (q.stores or q.totals):

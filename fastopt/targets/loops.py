@@ -1,7 +1,6 @@
 """The loop over the elements of a chunk on the CPU: plain, with running sums, or row by row."""
 
-import numpy as np
-
+from fastopt.codecs import Codec
 from fastopt.lowered import Lowered
 from fastopt.passes import Number, Pass
 from fastopt.statements import Level
@@ -43,15 +42,15 @@ while lo < hi:  # a row
 {done}"""
 
 
-def elements(lowered: Lowered, q: Pass, of: dict[str, np.dtype]) -> list[str]:
-    """Lines of text; `of`: the dtype of every buffer."""
+def elements(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
+    """Lines of text; `of`: how every buffer is stored."""
     rows = [n for n in q.uses if n.level is Level.ROW]
     columns = [n for n in q.uses if n.level is Level.COLUMN]
     of_rows, of_columns, of_all = ([(n, v) for n, v in q.totals if n.level is level] for level in _LEVELS)
     loop = [f"{n.name} = real({n.vector}_at[i - lo])" for n in columns]
-    loop += [f"{local} = {text.load(b, f'{b}_at[i]', of[b] != of['p'])}" for local, b in q.loads]
+    loop += [f"{local} = {text.load(b, f'{b}_at[i]', of)}" for local, b in q.loads]
     loop += q.body
-    loop += [f"{b}_at[i] = {text.result(b, value)}" for b, value in q.stores]
+    loop += [f"{b}_at[i] = {text.result(b, value, of)}" for b, value in q.stores]
     loop += [f"lanes[task, {_slot(n)}, i - first] += wide({value})" for n, value in (*of_all, *of_rows)]
     loop += [f"{_part(n)}_at[part + (i - lo)] += wide({value})" for n, value in of_columns]
 

@@ -3,9 +3,8 @@
 import re
 from dataclasses import replace
 
-import numpy as np
-
-from fastopt.lowered import Lowered
+from fastopt.codecs import Codec
+from fastopt.lowered import COPY, Lowered
 from fastopt.passes import Number, Pass
 from fastopt.statements import Level
 from fastopt.targets import loops, text
@@ -91,8 +90,8 @@ def before(lowered: Lowered) -> Pass:
     return replace(q, earlier=(), numbers=numbers, kept=kept)
 
 
-def elements(lowered: Lowered, of: dict[str, np.dtype]) -> list[str]:
-    """Lines of text; `of`: the dtype of every buffer."""
+def elements(lowered: Lowered, of: dict[str, Codec]) -> list[str]:
+    """Lines of text; `of`: how every buffer is stored."""
     place = {n: lowered.buffers.index(n) for n in lowered.between}
     passes = [line for q in lowered.passes for line in _pass(lowered, q, of)]
     used = {b for q in lowered.passes for _, b in q.loads} | {b for q in lowered.passes for b, _ in q.stores}
@@ -136,13 +135,14 @@ def elements(lowered: Lowered, of: dict[str, np.dtype]) -> list[str]:
     return [line for line in frame.splitlines() if line.strip()]
 
 
-def _product(live: list[str], of: dict[str, np.dtype]) -> tuple[list[str], list[str]]:
+def _product(live: list[str], of: dict[str, Codec]) -> tuple[list[str], list[str]]:
     """Lines that take a matrix out of its room, and those that multiply elements by it."""
     d = range(len(live))
     matrix = [f"m{i}_{j}_ = real(room_[0, {i}, {j}])" for i in d for j in d]
-    loads = [f"x{j}_ = {text.load(b, f'{b}_at[i]', of[b] != of['p'])}" for j, b in enumerate(live)]
+    loads = [f"x{j}_ = {text.load(b, f'{b}_at[i]', of)}" for j, b in enumerate(live)]
     values = [" + ".join(f"m{i}_{j}_ * x{j}_" for j in d) for i in d]
-    return matrix, loads + [f"{b}_at[i] = {text.result(b, v)}" for b, v in zip(live, values, strict=True)]
+    stores = [*zip(live, values, strict=True), *([(COPY, values[0])] if COPY in of else [])]
+    return matrix, loads + [f"{b}_at[i] = {text.result(b, v, of)}" for b, v in stores]
 
 
 def _fetch(lowered: Lowered, buffer: str, itemsize: int) -> str:
@@ -151,14 +151,14 @@ def _fetch(lowered: Lowered, buffer: str, itemsize: int) -> str:
     return f"fetch({start}, np.uint64({itemsize}){width})"
 
 
-def _pass(lowered: Lowered, q: Pass, of: dict[str, np.dtype]) -> list[str]:
+def _pass(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
     """One pass over a row: its numbers, in float64, then its elements."""
     lines = [line for n in q.numbers if _inside(lowered, n) for line in _number(lowered, n)]
     lines += [f"{s}_at[row] = {new}_wide" for s, new in q.kept if lowered.numbers[s] is Level.ROW]
     lines += [f"{n.name} = real({n.name}_wide)" for n in q.uses]
-    loop = [f"{local} = {text.load(b, f'{b}_at[i]', of[b] != of['p'])}" for local, b in q.loads]
+    loop = [f"{local} = {text.load(b, f'{b}_at[i]', of)}" for local, b in q.loads]
     loop += q.body
-    loop += [f"{b}_at[i] = {text.result(b, value)}" for b, value in q.stores]
+    loop += [f"{b}_at[i] = {text.result(b, value, of)}" for b, value in q.stores if b != "g"]  # rows are made anew
     totals = [(n.total[0], n.name, value) for n, value in q.totals if n.total]
     if totals:
         loop += [f"lanes[task, {k}, i - start] += wide({value})" for k, _, value in totals]

@@ -1,22 +1,23 @@
 """What the kernels of all targets share: the same columns, functions and statements, printed in another frame."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from fastopt import math
-from fastopt.lowered import Lowered
+from fastopt import codecs, math
+from fastopt.codecs import Codec
+from fastopt.lowered import COPY, Lowered
 
 
-def dtypes(lowered: Lowered, dtype: np.dtype, gradient: np.dtype) -> dict[str, np.dtype]:
-    """The element type of every buffer, p and g first."""
-    wide = np.dtype(np.float64)
-    of = {b: wide if b in lowered.numbers or b in lowered.between else dtype for b in lowered.buffers}
-    return {**of, "g": gradient}
+def dtypes(lowered: Lowered, dtype: np.dtype | Codec, gradient: np.dtype | Codec) -> dict[str, Codec]:
+    """How the elements of every buffer are stored, p and g first."""
+    wide, plain, stored = codecs.of("float64"), codecs.of(dtype), dict(lowered.stored)
+    of = {b: wide if b in lowered.numbers or b in lowered.between else plain for b in lowered.buffers}
+    return {**of, **{b: codecs.of(name) for b, name in stored.items()}, "g": codecs.of(gradient)}
 
 
-def pointer(lowered: Lowered, buffer: str, dtype: np.dtype) -> str:
+def pointer(lowered: Lowered, buffer: str, dtype: np.dtype | Codec) -> str:
     """Where a buffer of the parameter at hand begins."""
     return f"{dtype}_at(addresses[segment, {lowered.buffers.index(buffer)}])"
 
@@ -76,15 +77,32 @@ def unsigned(kernels: str) -> tuple[str, str]:
     return re.sub(r"\bnp\.uint64\((\d+)\)", r"u\1", kernels), "".join(f"u{n} = np.uint64({n})\n" for n in found)
 
 
-def load(buffer: str, value: str, widened: bool) -> str:
-    """A loaded element as the compute type; gradients are scaled."""
-    value = f"real({value})" if widened else value
+def load(buffer: str, value: str, of: Mapping[str, Codec]) -> str:
+    """A loaded element, decoded, as the compute type; gradients are scaled."""
+    codec = of[buffer]
+    value = f"from_{codec}({value})" if codec.coded else value
+    value = f"real({value})" if codec.real != of["p"].real else value
     return f"scale * {value}" if buffer == "g" else value
 
 
-def result(buffer: str, value: str) -> str:
-    """What is stored: state without subnormal numbers."""
-    return value if buffer == "p" else f"flush({value})"
+def result(buffer: str, value: str, of: Mapping[str, Codec]) -> str:
+    """What is stored, encoded: state without subnormal numbers."""
+    if buffer == "g":
+        return value  # 0, whose code is 0 in every codec
+    value = value if buffer in ("p", COPY) else f"flush({value})"
+    return f"to_{of[buffer]}({value})" if of[buffer].coded else value
+
+
+def halves(lines: Iterable[str]) -> str:
+    """The import of the decoders and encoders that the lines call; '' if there are none."""
+    called = sorted(words(lines) & {f"{way}_{name}" for way in ("from", "to") for name in codecs.CODECS})
+    return f"from fastopt.targets.halves import {', '.join(called)}\n" if called else ""
+
+
+def mending(lines: Iterable[str], decorator: str) -> str:
+    """The definition of `mend`, where the lines call it."""
+    text = "def mend(x):\n    return x if x - x == 0 else real(0)"
+    return f"\n\n{decorator}\n{text}\n" if "mend" in words(lines) else ""
 
 
 def indent(lines: list[str], spaces: int) -> str:
