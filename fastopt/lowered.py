@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, replace
 
 from fastopt.matrices import MatrixCall
-from fastopt.passes import Pass
+from fastopt.passes import Number, Pass
 from fastopt.statements import NUMBERS, VECTORS, Level
 from fastopt.values import Column
 
@@ -47,13 +47,15 @@ class Lowered:
     @property
     def looks(self) -> int:
         """How many passes, the first ones, leave parameters, state and gradients as they are."""
+        if self.touched:  # its passes are one loop, row after row
+            return 0
         lasting = {"p", "g", *self.state}
         writes = [q.kept or q.matrices or lasting & {b for b, _ in q.stores} for q in self.passes]
         return next(k for k, w in enumerate(writes) if w)
 
     @property
-    def norm(self) -> int | None:
-        """The number of the total that is the sum of the gradient's own squares, if a pass that only looks has it."""
+    def norm(self) -> Number | None:
+        """The total that is the sum of the gradient's own squares, if a pass that only looks has it."""
         for q in self.passes[: self.looks]:
             same = {local for local, b in q.loads if b == "g"}
             for line in q.body:
@@ -62,7 +64,7 @@ class Lowered:
             for n, value in q.totals:
                 square = re.fullmatch(r"wide\((\w+)\) \* wide\((\w+)\)", value)
                 if n.level is Level.REDUCED and n.total and square and {*square.groups()} <= same:
-                    return n.total[0]
+                    return n
         return None
 
     @property

@@ -116,7 +116,7 @@ class Optimizer(Stepping):
         self.rule, self.params, self.names = rule, params, names
         self._settings = Settings(rule, hyper, groups, names, owned)
         self._settings.storage = storage.read(state_dtype, rounding, master, self._settings.rules, owned, memory)
-        place.check(self._settings, owned, sparse, nonfinite)
+        place.check(self._settings, owned, sparse)
         self._segments, flats = state.allocate(self._settings, owned, place.zeros)
         copied = copies.survey(copy_out, tree, names, owned, place.span)
         mends = nonfinite == "zero"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,9 +74,10 @@ class Plan:
             launch.run(q, clock, k == last)
         return -1
 
-    def norms(self) -> dict[int, float]:
-        """Segment -> norm of its gradient in the last step, where a launch took it before anything else."""
-        return {k: n for launch in self.launches for k, n in launch.norms().items()}
+    def norms(self) -> tuple[float | None, dict[int, float]]:
+        """Of the gradients in the last step, of all and by segment, where a launch took them before anything else."""
+        each = {k: n for launch in self.launches for k, n in launch.norms().items()}
+        return (math.hypot(*each.values()) if each else None), each
 
 
 def build(

@@ -36,7 +36,7 @@ class RowsLaunch(Launch):
     _factor: float = 1.0
     _given: Any = None  # the values of the gradient
     _known: Any = None  # the addresses of `touched` that are in the table
-    _seen: bytes = b""  # the columns that the next two are of
+    _seen: bytes | None = None  # the columns, without the sign, that the next two are of
     _moves: bool = False  # does a step change rows without a gradient?
     _matrix: Any = None  # closed: how
 
@@ -80,7 +80,7 @@ class RowsLaunch(Launch):
         (row, missed), values = self.rows[0], self._fixed[0]
         self._values = settings.evaluate(row, t) if values is None else values
         # a kernel knows of hyperparameters and t what is in the columns
-        if self.touched.reading in BEHIND and self._seen != (columns := self.hyper[0].tobytes()):
+        if self.touched.reading in BEHIND and self._seen != (columns := self.hyper[0, 1:].tobytes()):
             hyper = dict(zip(self.rule.schema, self._values, strict=False))
             self._look(hyper, t - missed)
             self._seen = columns
@@ -94,7 +94,7 @@ class RowsLaunch(Launch):
         if self.touched.reading == "exact":
             self._moves = not zero(t).idle()
             return
-        first = not self._seen
+        first = self._seen is None
         self._matrix = matrix = zero(t).linear(thorough=first)
         # refused at the first step, also if it is linear in the first steps alone, as radam's
         if matrix is None or (first and zero(t + 10**6).linear(thorough=True) is None):

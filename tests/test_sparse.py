@@ -1,5 +1,8 @@
 """Gradients of rows: exact equals whole gradients bit for bit, lazy equals torch, row counts each row's own steps."""
 
+import platform
+import re
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -9,8 +12,9 @@ import fastopt as fo
 from fastopt.lower import lower
 from fastopt.rules import CATALOGUE
 from fastopt.statements import Level
+from fastopt.targets import cpu
 from fastopt.targets import touched as compiled
-from fastopt.touched import helpers
+from fastopt.touched import helpers, lowered
 from fastopt.wrap import before
 
 N, C = 40, 6
@@ -473,3 +477,34 @@ def test_closed_forms_are_refused_where_there_are_none():
             opt.step({"a": np.ones(3, np.float32), "w": fo.rows([1], one)})
         assert opt.t == 0 and (w["w"] == 1).all() and (w["a"] == 1).all()
         opt.step({"a": np.ones(3, np.float32), "w": None})
+
+
+@pytest.mark.parametrize("rule, reading", [(fo.rowwise_adagrad, "lazy"), (fo.sgd, "exact"), (fo.sgd, "closed")])
+def test_what_is_done_around_a_step_goes_with_rows(rule, reading):
+    w, copy = np.ones((N, C), np.float32), np.ones((N, C), np.float16)
+    opt = rule({"w": w}, lr=0.5, weight_decay=0.1, sparse=reading, nonfinite="skip", copy_out={"w": copy})
+    one = np.ones((1, C), np.float32)
+    opt.step({"w": fo.rows([1], np.nan * one)})
+    assert opt.t == 0 and (w == 1).all(), "a rule with sums of rows looks before it writes, too"
+    opt.step({"w": fo.rows([1], one)})
+    opt.step({"w": fo.rows([3, 3], np.repeat(one, 2, 0))}, scale=2.0)  # 2 / 2 is the gradient of the step before
+    opt.catch_up()
+    assert copy.tobytes() == w.astype(np.float16).tobytes()
+    assert (w[1] < 1).all() and np.isfinite(w).all()
+    if reading != "lazy":
+        decayed = np.float32(0.95)  # 1 - lr * weight_decay
+        np.testing.assert_allclose(w[[0, 1, 3], 0], [decayed**2, (0.95 - 0.5) * 0.95, 0.95**2 - 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("reading", ["lazy", "exact", "closed"])
+def test_loops_over_rows_are_packed_and_ask_for_memory_ahead(reading):
+    from test_machine import PACKED, assembly
+
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        pytest.skip("no patterns for this processor")
+    rule, f4 = fo.rmsprop, np.dtype(np.float32)
+    low = lowered(lower(rule, tuple((n, False) for n in rule.switches)), reading, rule, "w")
+    code = assembly(cpu.source(rule.name, low, f4, f4, False))
+    for operation in ("add", "mul", "div", "sqrt"):
+        assert re.search(PACKED.format(operation), code), operation
+    assert "prefetch" in code

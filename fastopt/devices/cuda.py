@@ -84,12 +84,7 @@ class Cuda:
             with self.driver.relaxed():
                 self.driver.copy_in(self.device, target.address, host)
 
-    def check(self, settings: Settings, owned: Sequence[DeviceArray], sparse: str, nonfinite: str) -> None:
-        if nonfinite in ("skip", "raise"):
-            raise DeviceError(
-                f"nonfinite is {nonfinite!r}; on a GPU nobody waits for a look. Use 'zero', or write opt.control[1]: "
-                "any number but 0 skips the step."
-            )
+    def check(self, settings: Settings, owned: Sequence[DeviceArray], sparse: str) -> None:
         if sparse != "lazy":
             raise DeviceError(
                 f"sparse is {sparse!r}, which parameters on a GPU cannot have; gradients are whole there."

@@ -120,11 +120,7 @@ def source(
 
 def _pointers(lowered: Lowered, of: dict[str, Codec]) -> set[str]:
     used = {f"{d}_at" for b, d in of.items() if lowered.between.get(b) is not Level.ELEMENT}
-    return (
-        used
-        | ({"uint64_at"} if lowered.touched else set())
-        | ({"float64_at"} if lowered.touched == "closed" else set())
-    )
+    return used | {f"{d}_at" for d in rows.POINTERS.get(lowered.touched, ())}
 
 
 def kernel_names(lowered: Lowered) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from fastopt.blocks import BLOCK
 from fastopt.codecs import Codec
-from fastopt.lowered import Lowered
+from fastopt.lowered import COPY, Lowered
 from fastopt.passes import Number, Pass
 from fastopt.statements import Level
 from fastopt.targets import loops, text
@@ -143,8 +143,8 @@ def _product(lowered: Lowered, live: list[str], of: dict[str, Codec]) -> tuple[l
     d = range(len(live))
     matrix = [f"m{i}_{j}_ = real(room_[0, {i}, {j}])" for i in d for j in d]
     values = [" + ".join(f"m{i}_{j}_ * x{j}_" for j in d) for i in d]
-    loads, stores = tuple((f"x{j}_", b) for j, b in enumerate(live)), tuple(zip(live, values, strict=True))
-    q = replace(lowered.passes[0], loads=loads, stores=stores)
+    stores = (*zip(live, values, strict=True), *(((COPY, values[0]),) if COPY in of else ()))
+    q = replace(lowered.passes[0], loads=tuple((f"x{j}_", b) for j, b in enumerate(live)), stores=stores)
     return matrix, [*loops.loads(lowered, q, of), *loops.stores(lowered, q, of)]
 
 
