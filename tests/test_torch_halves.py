@@ -179,7 +179,7 @@ def test_grad_scaler_keeps_gradients_that_float16_has_no_numbers_for():
     ends = []
     for lib in (ft, torch.optim):
         p = nn.Parameter(torch.ones(4, dtype=torch.float16))
-        opt = lib.AdamW([p], lr=0.1, eps=2.0**-24, fused=True)
+        opt = lib.AdamW([p], lr=0.1, eps=1e-12, weight_decay=0, fused=True)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
         for _ in range(3):
             opt.zero_grad()
@@ -188,7 +188,7 @@ def test_grad_scaler_keeps_gradients_that_float16_has_no_numbers_for():
             scaler.update()
         ends.append(p)
     torch.testing.assert_close(*ends, rtol=2e-3, atol=2e-3)
-    assert (ends[0] < 0.999).all() and not ends[0].grad.any()
+    assert (ends[0] < 0.9).all() and not ends[0].grad.any()
 
 
 @HALVES
