@@ -32,7 +32,7 @@ class Averages:
     _settings: Settings
     _segments: list[Segment]
     _clock: np.ndarray
-    _aside: list[np.ndarray | None] | None = None
+    _aside: list[tuple[np.ndarray, np.ndarray]] | None = None  # (an array, what it held)
 
     if TYPE_CHECKING:
 
@@ -65,8 +65,9 @@ class Averages:
             clock = self._clock.copy()  # of the step that has been done last
             clock[_T] = max(int(clock[_T]) - 1, 0)
             ready = self._view(clock)
-            aside = [s.array.copy() if kind else None for s, kind in zip(self._segments, ready.kinds, strict=True)]
-            self._aside = aside
+            moved = [s for s, kind in zip(self._segments, ready.kinds, strict=True) if kind]
+            arrays = [a for s in moved for a in (s.array, s.state.get("master")) if a is not None]
+            self._aside = [(a, a.copy()) for a in arrays]
             self._clock[_DIRTY] = TURNING
             try:
                 if any(ready.kinds):
@@ -115,7 +116,7 @@ class Averages:
             moved = clock[_STEPS + k] > 0 and not settings.frozen[segment.row]
             if view is not None and moved:
                 shown = lower(view, settings.chosen(k, segment.array))
-                shown = replace(settings.stored(shown, k, segment.array), master="", rounded=())
+                shown = replace(settings.stored(shown, k, segment.array), rounded=())
                 segment = replace(segment, lowered=shown)
             kinds.append(segment.array.dtype.char if view is not None and moved else "")
             segments.append(segment)
@@ -123,9 +124,8 @@ class Averages:
         return plan.build(settings, segments, tuple(kinds), missed, {}, "lazy")
 
     def _restore(self) -> None:
-        for segment, kept in zip(self._segments, self._aside or (), strict=True):
-            if kept is not None:
-                segment.array[...] = kept
+        for array, kept in self._aside or ():
+            array[...] = kept
         self._clock[_DIRTY] = 0
         self._aside = None
 

@@ -80,7 +80,7 @@ def widened(a: np.ndarray) -> np.ndarray:
 
 def tensor(x: Any) -> np.ndarray | None:
     """The memory of a PyTorch bfloat16 tensor on the CPU, which NumPy does not know; None for anything else."""
-    if str(getattr(x, "dtype", "")) != "torch.bfloat16" or not hasattr(x, "detach"):
+    if str(getattr(x, "dtype", "")) != "torch.bfloat16" or getattr(x.device, "type", "") != "cpu":
         return None
     import torch
 

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from fastopt import checkpoint, state, storage, threads
+from fastopt import memory as memories
 from fastopt import params as arrays
 from fastopt.averages import SHOWN, TURNING, Averages
 from fastopt.devices import place as places
 from fastopt.devices.array import DeviceArray
 from fastopt.errors import ConcurrentUseError, ConfigError, DeviceError, TornStateError
 from fastopt.groups import Group, Settings
+from fastopt.memory import Memory
 from fastopt.pack import Packed
 from fastopt.schema import Rule
 from fastopt.touched import READINGS, Touched
@@ -40,8 +42,9 @@ class Optimizer(Averages):
     Args:
         rule: a `Rule`, such as `fastopt.adamw`.
         params: one array, or a list, tuple or (nested) dict of C-contiguous arrays of float32, float64, float16 or
-            bfloat16, or what `fastopt.pack` returned; or such arrays on a GPU, of PyTorch, CuPy, Numba or anything else that has
-            `__cuda_array_interface__` or DLPack. They stay yours: read and written at every step, never copied.
+            bfloat16, or what `fastopt.pack` returned; or float32 and float64 arrays on a GPU, of PyTorch, CuPy, Numba
+            or anything else that has `__cuda_array_interface__` or DLPack. They stay yours: read and written at every
+            step, never copied.
         device: "auto" follows the arrays; "cpu", "cuda" or "cuda:1" insist.
         precise: on a GPU, no fused multiply-add: the bits of the CPU, which never uses it, for rules without totals.
         groups: `Group`s; the first whose pattern matches a parameter's path holds for it.
@@ -53,6 +56,7 @@ class Optimizer(Averages):
         rounding: of numbers in fewer than 32 bits. "stochastic": up or down by chance, right on average; "nearest".
         master: what is kept besides of parameters in bfloat16 or float16, as `opt.state["master"]`. "float32": a copy
             that steps go on from; "split": the other half of a float32, of bfloat16s; "kahan": what rounding lost.
+        memory: "8bit" is state_dtype="q8", "16bit" is state_dtype="bf16".
         **hyper: the rule's hyperparameters, numbers or callables of the step t = 1, 2, ...; `maximize=True` ascends.
 
     Attributes:
@@ -75,6 +79,7 @@ class Optimizer(Averages):
         state_dtype: Any = None,
         rounding: str = "stochastic",
         master: str | None = None,
+        memory: str | None = None,
         **hyper: Any,
     ):
         if not isinstance(rule, Rule):
@@ -93,7 +98,7 @@ class Optimizer(Averages):
         arrays.check_overlap([place.span(a) for a in owned], names)
         self.rule, self.params, self.names = rule, params, names
         self._settings = Settings(rule, hyper, groups, names, owned)
-        self._settings.storage = storage.read(state_dtype, rounding, master, self._settings.rules, owned)
+        self._settings.storage = storage.read(state_dtype, rounding, master, self._settings.rules, owned, memory)
         place.check(self._settings, owned, sparse)
         self._segments, flats = state.allocate(self._settings, owned, place.zeros)
         for segment in self._segments:
@@ -241,6 +246,10 @@ class Optimizer(Averages):
             self._place.changed(self._settings, self._clock, None)
 
     # ---------------------------------------------------------------- state
+    def memory(self) -> Memory:
+        """What parameters and states take, in bytes and as what they are stored. Printed, it is a table."""
+        return memories.of(self._segments, tuple(self.state))
+
     def catch_up(self) -> None:
         """With sparse="exact": bring all rows to the present, as whole gradients would. `state_dict` does so, too."""
         with self._alone():

@@ -131,13 +131,14 @@ def foreign(x: Any, name: str, wrong: type[FastoptError] = ArrayTypeError) -> An
         raise DeviceError(f"`{name}` lives on a GPU ({type(x).__name__}); expected an array in host memory.")
     x = x.detach() if hasattr(x, "detach") else x  # a PyTorch tensor that requires grad refuses to share its memory
     try:
-        if (found := codecs.tensor(x)) is not None:
+        if (found := codecs.tensor(x)) is not None and found.dtype != np.uint16:  # codes would pass for integers
             return found
         for attribute in ("__array_interface__", "__array__", "__dlpack__"):
             if hasattr(x, attribute):
                 return np.from_dlpack(x) if attribute == "__dlpack__" else np.asarray(x)
     except (TypeError, ValueError, BufferError, RuntimeError) as error:
-        raise wrong(f"`{name}`: NumPy cannot read this {type(x).__name__}: {error}") from error
+        remedy = ". Install ml_dtypes." if str(getattr(x, "dtype", "")) == "torch.bfloat16" else ""
+        raise wrong(f"`{name}`: NumPy cannot read this {type(x).__name__}: {error}{remedy}") from error
     if isinstance(x, np.generic | str | bytes | list | tuple | dict):
         return x
     try:
@@ -170,7 +171,7 @@ def parameter(x: Any, name: str, halves: bool = True) -> np.ndarray:
         raise refuse(f"is a {type(a).__name__}, a subclass with rules of its own", "pass numpy.asarray(x), or its data")
     if a is not x and not np.may_share_memory(a, foreign(x, name)):
         raise refuse(f"is a {type(x).__name__} that hands out copies", "pass a NumPy array that you own")
-    half = halves and (codecs.is_half(a.dtype) or (a is not x and codecs.tensor(x) is not None))
+    half = halves and codecs.is_half(a.dtype)
     if not half and a.dtype.newbyteorder("=") not in FLOATS:
         remedy = ": x.astype(numpy.float32)" if a.dtype.kind in "fiub" else ""
         raise refuse(f"has dtype {a.dtype}", f"expected {floats}{remedy}")
@@ -190,8 +191,8 @@ def parameter(x: Any, name: str, halves: bool = True) -> np.ndarray:
 
 def gradient(x: Any, like: np.ndarray, name: str) -> np.ndarray:
     """`x` as an array that a kernel can read beside `like`: itself where possible, else a plain copy."""
-    g = foreign(x, f"gradient of {name}", GradientError)
-    coded = g is not x and codecs.tensor(x) is not None
+    coded = codecs.tensor(x) if type(x) is not np.ndarray else None
+    g = foreign(x, f"gradient of {name}", GradientError) if coded is None else coded
     if isinstance(g, float | int | np.floating) and like.ndim == 0:
         g = np.asarray(g, like.dtype)
     if not isinstance(g, np.ndarray) or isinstance(g, np.ma.MaskedArray):
@@ -199,7 +200,7 @@ def gradient(x: Any, like: np.ndarray, name: str) -> np.ndarray:
         raise GradientError(
             f"gradient of `{name}`: got a {found}; expected an array of shape {like.shape}: numpy.asarray."
         )
-    half = coded or codecs.is_half(g.dtype)
+    half = coded is not None or codecs.is_half(g.dtype)
     if not half and g.dtype.newbyteorder("=") not in FLOATS:
         raise GradientError(
             f"gradient of `{name}`: dtype {g.dtype}; expected float32, float64, float16 or bfloat16, as "

@@ -119,6 +119,7 @@ def signature(source: Formula) -> tuple[tuple[str, ...], dict[str, Hyper], bool,
         "state_dtype",
         "rounding",
         "master",
+        "memory",
     } & {
         *positional,
         *keyword,

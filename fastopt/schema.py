@@ -154,7 +154,7 @@ class Rule:
         kind = inspect.Parameter.KEYWORD_ONLY
         own = [inspect.Parameter(n, kind, default=h.default) for n, h in self.schema.items()]
         given = {"maximize": False, "groups": (), "device": "auto", "precise": False, "sparse": "lazy"}
-        given |= {"state_dtype": None, "rounding": "stochastic", "master": None}
+        given |= {"state_dtype": None, "rounding": "stochastic", "master": None, "memory": None}
         common = [inspect.Parameter(n, kind, default=d) for n, d in given.items()]
         return inspect.Signature([inspect.Parameter("params", inspect.Parameter.POSITIONAL_ONLY), *own, *common])
 

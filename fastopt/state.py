@@ -55,7 +55,7 @@ def allocate(
                 square = name in lowered[k].squares
                 states[k][name] = view
                 if name in dict(lowered[k].stored):
-                    coded.append((k, name))
+                    coded += [(k, name)] if name in settings.rule(k).init else []
                 else:
                     _start(np.einsum("ii->i", view) if square else view, settings, name, k, owned[k])
     for k, name in coded:

@@ -16,6 +16,7 @@ from fastopt.schema import Rule
 from fastopt.targets import masters
 
 _NAMES = {n: n for n in ("float32", "bfloat16", "float16", "q8")} | {"bf16": "bfloat16", "f16": "float16"}
+PRESETS = {"8bit": "q8", "16bit": "bf16"}
 ROUNDINGS = ("stochastic", "nearest")
 SMALLEST = 4096  # elements: a smaller parameter keeps its state in full, which costs little and is often a bias
 
@@ -67,8 +68,15 @@ class Storage:
         return replace(lowered, stored=tuple(stored), rounded=rounded if self.stochastic else (), master=master)
 
 
-def read(state_dtype: Any, rounding: Any, master: Any, rules: Sequence[Rule], params: Sequence[Any]) -> Storage:
+def read(
+    state_dtype: Any, rounding: Any, master: Any, rules: Sequence[Rule], params: Sequence[Any], memory: Any = None
+) -> Storage:
     """What the caller says, checked. Raises `ConfigError`."""
+    if memory is not None and memory not in PRESETS:
+        raise ConfigError(f"memory is {memory!r}; expected None or one of {', '.join(map(repr, PRESETS))}.")
+    if memory is not None and state_dtype is not None:
+        raise ConfigError(f"memory={memory!r} chooses `state_dtype`, which is given, too; leave one of them out.")
+    state_dtype = state_dtype if memory is None else PRESETS[memory]
     if rounding not in ROUNDINGS:
         raise ConfigError(f"rounding is {rounding!r}; expected one of {', '.join(map(repr, ROUNDINGS))}.")
     if master is not None and master not in masters.KINDS:

@@ -58,7 +58,7 @@ def test_codes_without_ml_dtypes_are_uint16():
 
 
 @pytest.mark.parametrize("name", DTYPES)
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(width=32), min_size=1, max_size=50), st.data())
 def test_rounds_to_the_nearest(name, numbers, data):
     """And numbers half-way between two neighbours, which random ones never are."""
@@ -230,7 +230,7 @@ def test_all_256_codes_come_back(scale, how):
     np.testing.assert_allclose(scales_again, scales, rtol=1e-6)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 700), st.sampled_from(["normal", "square", "wide", "zeros", "flat"]))
 def test_each_number_goes_to_one_of_its_two_levels(seed, n, kind):
     rng = np.random.default_rng(seed)
@@ -265,6 +265,25 @@ def test_a_block_with_a_nan_or_an_infinity_is_nan():
     for how in (1, 2):
         y = decoded(*stored(x, how))
         assert np.isnan(y[:256]).all() and (y[256:512] == 1).all() and np.isnan(y[512:]).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(width=32), min_size=1, max_size=300))
+def test_any_floats(numbers):
+    """A NaN or an infinity spoils its block; a block of nothing but subnormal numbers is 0; the rest is near."""
+    x = np.array(numbers, np.float32)
+    for how in (1, 2):
+        y = decoded(*stored(x, how, 11))
+        for a, b in zip(np.split(x, range(256, x.size, 256)), np.split(y, range(256, x.size, 256)), strict=True):
+            top = np.abs(a).max()
+            if not np.isfinite(top):
+                assert np.isnan(b).all()
+            elif top < np.finfo(np.float32).tiny:
+                assert not b.any()
+            else:
+                assert (np.abs(b.astype("f8") - a) <= 0.025 * np.float64(top)).all()
+                k = np.abs(a).argmax()
+                assert b[k] == pytest.approx(a[k], rel=1e-6)
 
 
 def test_8_bits_by_chance_are_right_on_average():

@@ -1,5 +1,7 @@
 """Parameters in 16 bits: by chance, to nearest, and beside a master, the other half or what rounding lost."""
 
+import sys
+
 import ml_dtypes
 import numba
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from test_machine import BIG, assembly, check_instructions
 
 import fastopt as fo
+from fastopt import codecs
 from fastopt.targets import halves
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -58,7 +61,7 @@ def test_what_rounding_lost_is_not_lost(dtype):
         p, opt = run(fo.adamw, 200, p=start(dtype), lr=1e-4, master=kind, rounding="nearest")
         lost = opt.state["master"].astype("f8") if kind else 0.0
         errors[kind] = np.abs(p.astype("f8") + lost - exact).max()
-    assert errors["kahan"] < errors[None] / 50, errors  # 8 more bits, or 11
+    assert errors["kahan"] < errors[None] / 20, errors  # 8 more bits, or 11, of which 200 roundings take some
 
 
 def test_by_chance_small_steps_are_not_lost_and_to_nearest_they_are():
@@ -84,6 +87,31 @@ def test_a_tensor_of_torch_moves_in_place():
         other.step(g.astype(BF16))
     assert t.data_ptr() == address
     np.testing.assert_array_equal(t.detach().float().numpy(), p.astype("f4"))
+
+
+def test_a_tensor_of_torch_needs_ml_dtypes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    codecs.array_dtype.cache_clear()
+    try:
+        with pytest.raises(fo.ArrayTypeError, match="Install ml_dtypes"):
+            fo.adamw({"w": torch.ones(3).bfloat16()})
+        with pytest.raises(fo.ArrayTypeError, match="Install ml_dtypes"):
+            fo.pack({"w": torch.ones(3).bfloat16()})
+    finally:
+        codecs.array_dtype.cache_clear()
+
+
+def test_packed_parameters():
+    loose = {"a": start(n=100), "b": start(n=70).reshape(7, 10)}
+    packed = fo.pack(loose)
+    assert packed.flat.dtype == BF16 and packed.grads.flat.dtype == BF16
+    pair = fo.adamw(packed, master="split"), fo.adamw(loose, master="split")
+    packed.grads.flat[...] = 0.5
+    pair[0].step()
+    pair[1].step({"a": np.full(100, 0.5, "f4"), "b": np.full((7, 10), 0.5, "f4")})
+    for name in "ab":
+        np.testing.assert_array_equal(packed[name], loose[name])
+    assert fo.pack({"a": np.ones(3, "f4")}, dtype=np.float16).flat.dtype == np.float16
 
 
 def test_mixed_parameters():
@@ -113,7 +141,7 @@ def test_other_rules(rule):
         before = snapshot(pair[1])
         for opt in pair:
             opt.eval()
-        np.testing.assert_allclose(ours.astype("f4"), exact, rtol=2.0**-8, atol=1e-6)
+        np.testing.assert_array_equal(ours, exact.astype(BF16))
         pair[1].train()
         assert snapshot(pair[1]) == before
 
@@ -167,7 +195,7 @@ def test_bad_masters_are_refused():
     with pytest.raises(fo.DeviceError, match="dtype bfloat16"):
         fo.source(fo.adamw, "cuda", dtype="bfloat16")
     with pytest.raises(fo.ArrayTypeError, match="expected float32 or float64"):
-        fo.minimize(lambda p: (0.0, p), start(), rule=fo.lbfgs)
+        fo.minimize(lambda p: (0.0, p), start(), rule=fo.lbfgs(), epochs=1)
 
 
 def test_kernels_are_packed():
@@ -185,15 +213,16 @@ def _there_and_back(x):
     return upper, y
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(width=32), min_size=1, max_size=50), st.integers(0, 0xFFFF))
 def test_two_halves_are_the_whole(numbers, low):
     """All 65,536 upper halves with one lower half, half-way numbers among them, and any floats."""
     bits = (np.arange(1 << 16, dtype=np.uint32) << 16) | np.uint32(low)
     for x in (np.array(numbers, np.float32), bits.view(np.float32), (bits & 0xFFFF0000 | 0x8000).view(np.float32)):
+        with np.errstate(invalid="ignore", over="ignore"):
+            expected = x.astype(BF16).astype("f4")
         upper, y = _there_and_back(x)
         assert np.array_equal(y, x, equal_nan=True)
         near = upper.view(BF16).astype("f4")
-        expected = x.astype(BF16).astype("f4")
         tie = (x.view(np.uint32) & 0xFFFF) == 0x8000
         assert np.array_equal(near[~tie], expected[~tie], equal_nan=True)

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from conftest import snapshot
-from test_machine import BIG, check_instructions
+from test_machine import BIG, assembly, check_instructions
 
 import fastopt as fo
 from fastopt import blocks, codecs
@@ -213,6 +213,17 @@ def test_other_rules_in_8_bits(rule):
     assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.97  # Lion's signs turn where m is next to 0
 
 
+@pytest.mark.parametrize("name", ["q8", "bf16"])
+def test_every_rule_of_the_catalogue_has_a_kernel(name):
+    """In bfloat16, too. That they are right is the codecs' business: see the rules above."""
+    from fastopt.rules import CATALOGUE
+
+    for rule in CATALOGUE.values():
+        switches = {s: True for s in rule.switches if s in rule.schema and rule.schema[s].boolean}
+        text = fo.source(rule, dtype="bfloat16", state_dtype=name, **switches)
+        compile(text, rule.name, "exec")
+
+
 # ---- checkpoints -----------------------------------------------------------------------------------------------------
 
 
@@ -265,8 +276,6 @@ def test_without_ml_dtypes(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_kernels_are_packed_and_free_of_float64(name):
-    from test_machine import assembly
-
     text = fo.source(fo.adamw, "cpu", state_dtype=name).replace("parallel=True", "parallel=False")
     check_instructions(assembly(text), ["add", "mul", "div", "sqrt"])
 
@@ -284,3 +293,25 @@ def test_blocks_are_packed():
         code = "\n".join(function.inspect_asm().values())
         check_instructions(code, operations)
         assert not re.search(r"\tv?pmuludq\b", code)  # no 64-bit products
+
+
+# ---- bytes -----------------------------------------------------------------------------------------------------------
+
+
+def test_memory_says_what_is_held():
+    params = {"w": np.ones((512, 512), "f4"), "b": np.ones(512, "f4")}
+    opt = fo.adamw(params, memory="8bit")
+    held = opt.memory()
+    assert held.elements == 512 * 513
+    assert held.state_bytes == sum(a.nbytes for s in opt.state.values() for a in s.values() if a is not None)
+    assert held.state_bytes / held.elements <= 2.1
+    assert ("m", "q8", 512 * 512, 512 * 512 + 4 * 1024) in held.parts
+    assert ("m", "float32", 512, 2048) in held.parts and ("parameters", "float32", 512 * 513, 2052 * 512) in held.parts
+    assert "all state" in str(held) and "q8" in str(held)
+    assert fo.adamw(params).memory().state_bytes == 8 * held.elements
+    half = fo.adamw({"w": np.ones(5000, ml_dtypes.bfloat16)}, master="split", memory="16bit").memory()
+    assert half.state_bytes == 6 * 5000 and ("parameters", "bfloat16", 5000, 10_000) in half.parts
+    with pytest.raises(fo.ConfigError, match="memory is '4bit'; expected None or one of '8bit', '16bit'"):
+        fo.adamw(params, memory="4bit")
+    with pytest.raises(fo.ConfigError, match="memory='8bit' chooses `state_dtype`"):
+        fo.adamw(params, memory="8bit", state_dtype="bf16")

@@ -17,7 +17,7 @@ from fastopt.targets.noise import _bits, _float
 
 _U32, _U64, _I32, _F32 = np.uint32, np.uint64, np.int32, np.float32
 _inlined = register_jitable(error_model="numpy", forceinline=True)
-_BIG = 0x7F800000  # bits of infinity
+_BIG, _TINY = 0x7F800000, 0x00800000  # bits of infinity, and of the smallest number that is not subnormal
 
 
 @intrinsic
@@ -78,8 +78,8 @@ def _encoder(chance):
             signs = _U32(signs | bits)
         scale = _float(top)  # type: ignore[call-arg]
         block = first >> _U64(8)
-        if top >= _U32(_BIG) or top == _U32(0):
-            scales[block] = _F32(np.nan) if top else _F32(0)
+        if top >= _U32(_BIG) or top < _U32(_TINY):
+            scales[block] = _F32(np.nan) if top >= _U32(_BIG) else _F32(0)
             for i in range(first, end):
                 codes[i] = np.uint8(0)
         elif signs >> _U32(31):
@@ -90,7 +90,7 @@ def _encoder(chance):
                 y = _float(_U32(bits & _U32(0x7FFFFFFF))) * unit * _F32(127**3) + _F32(1e-12)  # type: ignore[call-arg]
                 n = _I32(_cube_root(y))  # y is above 0, whose cube would be subnormal
                 q = _F32(n)
-                more = y - q * q * q > chance(key, i) * (_F32(3) * q * (q + _F32(1)) + _F32(1))
+                more = y - q * q * q > chance(key, i) * (_F32(3) * (q * q + q) + _F32(1))
                 n = _I32(min(_I32(n + _I32(more)), _I32(127)))
                 minus = _I32(_U32(bits >> _U32(31)))
                 codes[i] = np.uint8(_I32(n ^ _I32(-minus)) + minus)

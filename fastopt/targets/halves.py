@@ -68,10 +68,10 @@ def round_bfloat16(typing_context, x, dice):
 
     def codegen(context, builder, signature, arguments):
         bits = builder.bitcast(_narrow(builder, arguments[0]), _I32)
-        moved = builder.add(bits, builder.lshr(arguments[1], _I32(16)))
+        moved = builder.add(bits, builder.lshr(arguments[1], _I32(16)))  # less than a bfloat16's last place: inf stays
         size = builder.and_(bits, _I32(0x7FFFFFFF))
-        quiet = builder.select(builder.icmp_unsigned(">", size, _I32(0x7F800000)), _I32(0x00400000), _I32(0))
-        chosen = builder.select(builder.icmp_unsigned(">=", size, _I32(0x7F800000)), builder.or_(bits, quiet), moved)
+        quiet = builder.or_(bits, _I32(0x00400000))
+        chosen = builder.select(builder.icmp_unsigned(">", size, _I32(0x7F800000)), quiet, moved)
         return builder.trunc(builder.lshr(chosen, _I32(16)), _I16)
 
     return types.uint16(x, types.uint32), codegen
