@@ -41,6 +41,7 @@ class Cuda:
         self.captured: list[plan.DevicePlan] = []
         self._producers: dict[Producer, None] = {}
         self._incoming: DeviceGradients | None = None
+        self._factor = 1.0  # of the gradients, as it was written last
         self._last: int | None = None  # the stream of the last step
 
     # ---------------------------------------------------------------- memory
@@ -83,7 +84,12 @@ class Cuda:
             with self.driver.relaxed():
                 self.driver.copy_in(self.device, target.address, host)
 
-    def check(self, settings: Settings, owned: Sequence[DeviceArray], sparse: str) -> None:
+    def check(self, settings: Settings, owned: Sequence[DeviceArray], sparse: str, nonfinite: str) -> None:
+        if nonfinite in ("skip", "raise"):
+            raise DeviceError(
+                f"nonfinite is {nonfinite!r}; on a GPU nobody waits for a look. Use 'zero', or write opt.control[1]: "
+                "any number but 0 skips the step."
+            )
         if sparse != "lazy":
             raise DeviceError(
                 f"sparse is {sparse!r}, which parameters on a GPU cannot have; gradients are whole there."
@@ -91,6 +97,12 @@ class Cuda:
         if not settings.storage.plain:
             raise DeviceError("state_dtype is for parameters in host memory; on a GPU leave it out.")
         for k, array in enumerate(owned):
+            totals = [n.total for q in settings.lowered(k, array).passes for n, _ in q.totals if n.total]
+            if any(over == "group" for _, over in totals):
+                raise DeviceError(
+                    f"`{settings.rule(k).name}` has a total over a group, which the CUDA target cannot take; give each "
+                    "group a rule of its own, as Group(pattern, rule=fastopt.clip_norm(rule, 1.0)) does."
+                )
             if settings.lowered(k, array).matrices:
                 raise DeviceError(
                     f"`{settings.rule(k).name}` calls functions of whole matrices, which the CUDA target cannot run; "
@@ -167,6 +179,12 @@ class Cuda:
             self.driver.synchronize(self.device)
         if not capturing:
             self._last = stream
+
+    def unscale(self, factor: float, stream: int) -> None:
+        """Multiply gradients by `factor` from now on; 1 leaves what others have written into `control`."""
+        if factor != self._factor:
+            self._factor = factor
+            self.copy_in(self.control[:1], np.array([factor]), stream)
 
     def capturing(self, stream: int) -> bool:
         return self.driver.capturing(self.device, stream)

@@ -28,7 +28,7 @@ class Place(Protocol):
     def parameter(self, x: Any, name: str) -> Any: ...
     def span(self, array: Any) -> tuple[int, int]: ...
     def zeros(self, size: int, dtype: Any) -> Any: ...
-    def check(self, settings: Settings, owned: Sequence[Any], sparse: str) -> None:
+    def check(self, settings: Settings, owned: Sequence[Any], sparse: str, nonfinite: str) -> None:
         """Raise `DeviceError` for what cannot run here."""
         ...
 
@@ -64,7 +64,7 @@ class Host:
     zeros = staticmethod(arrays.zeros)
     span = staticmethod(arrays.span)
 
-    def check(self, settings: Settings, owned: Sequence[np.ndarray], sparse: str) -> None:
+    def check(self, settings: Settings, owned: Sequence[np.ndarray], sparse: str, nonfinite: str) -> None:
         pass
 
     def start(self, n: int) -> np.ndarray:

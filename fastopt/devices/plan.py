@@ -16,7 +16,7 @@ from fastopt.errors import DeviceError
 from fastopt.gradients import Gradients
 from fastopt.groups import Settings
 from fastopt.launch import Segment
-from fastopt.lowered import Lowered
+from fastopt.lowered import COPY, Lowered
 from fastopt.schema import Rule
 from fastopt.staged import Staged, stages
 from fastopt.targets import cuda, cuda_everywhere, text
@@ -68,7 +68,9 @@ class DevicePlan:
     def aim(self, gradients: Gradients) -> None:
         self._aim = gradients.addresses
 
-    def run(self, settings: Settings, clock: np.ndarray, stream: int | None) -> None:
+    def run(
+        self, settings: Settings, clock: np.ndarray, stream: int | None, factor: float = 1.0, watch: bool = False
+    ) -> int:
         place = self.place
         on = place.ready(stream)
         capturing = place.capturing(on)
@@ -80,6 +82,7 @@ class DevicePlan:
                 self.captured = True
                 place.captured.append(self)
             place.follow(on, capturing)
+            place.unscale(factor, on)
             clock[1] = 1  # torn if the launches are interrupted half-way
             place.driver.run(place.device, self.calls, on)
         except DeviceError as error:
@@ -89,6 +92,10 @@ class DevicePlan:
             ) from error
         clock[0] += bool(self.calls) and not capturing
         clock[1] = 0
+        return -1
+
+    def norms(self) -> dict[int, float]:
+        return {}  # they are the device's own
 
     def _upload(self, stream: int | None) -> None:
         if self._aim is None or (self._aimed is not None and np.array_equal(self._aim, self._aimed)):
@@ -173,7 +180,7 @@ def _launch(
     addresses = np.zeros((len(segments), len(lowered.buffers)), np.uint64)
     for k, mine in zip(members, temporary, strict=True):
         one = segments[k]
-        known = {"p": one.array, **one.state, **mine}
+        known = {"p": one.array, **one.state, **mine, **({} if one.copy is None else {COPY: one.copy})}
         row = scratch.plain(lowered, one.array, one.key) | {b: a.address for b, a in known.items()}
         addresses[k] = [row[b] for b in lowered.buffers]
     columns, totals = 1 + len(lowered.columns), text.totals(lowered)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,13 +29,14 @@ class Sparse:
         for mine, _, name in self._parts:
             touched.check(rows[name], mine.array, name)
         for launch in self._launches(made):
-            launch.aim(cast(Any, SimpleNamespace(rows=rows)))
+            mine = rows[launch.name]
+            launch.take(mine, mine.values.ctypes.data)
 
     def release(self, made: plan.Plan) -> None:
         """The step is done: gradients that are set to None must be free."""
         if self._parts:
             for launch in self._launches(made):
-                launch.touched.release()
+                launch.release()
 
     def _launches(self, made: plan.Plan) -> list[RowsLaunch]:
         return [launch for launch in made.launches if isinstance(launch, RowsLaunch)]
