@@ -484,6 +484,19 @@ def test_grad_scaler(fused):
     close(*result)
 
 
+def test_what_torch_steps_is_unscaled_once():
+    result = []
+    for lib in (ft, torch.optim):
+        base = torch.arange(10.0)
+        params = [nn.Parameter(base[:6]), nn.Parameter(base[4:])]  # which share memory
+        opt, scaler = lib.SGD(params, lr=0.1, fused=True), torch.amp.GradScaler("cpu", init_scale=64.0)
+        scaler.scale(sum((p**2).sum() for p in params)).backward()
+        scaler.step(opt)
+        assert not hasattr(opt, "grad_scale")
+        result.append([base, params[0].grad])
+    close(*result)
+
+
 class Block(nn.Module):
     """A small transformer: embedding, one attention layer, a head."""
 

@@ -174,6 +174,23 @@ def test_sparse_gradients(name, dtype, by_kernels):
     assert distance(ours, exact).mean() < 0.1 * distance([start], exact).mean()
 
 
+def test_grad_scaler_keeps_gradients_that_float16_has_no_numbers_for():
+    """2**-30 is 0 in float16; 2**-14 is not, and 2**16 is the scale."""
+    ends = []
+    for lib in (ft, torch.optim):
+        p = nn.Parameter(torch.ones(4, dtype=torch.float16))
+        opt = lib.AdamW([p], lr=0.1, eps=1e-12, weight_decay=0, fused=True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+        for _ in range(3):
+            opt.zero_grad()
+            scaler.scale((p * 2.0**-14).sum() * 2.0**-16).backward()
+            scaler.step(opt)
+            scaler.update()
+        ends.append(p)
+    torch.testing.assert_close(*ends, rtol=2e-3, atol=2e-3)
+    assert (ends[0] < 0.9).all() and not ends[0].grad.any()
+
+
 @HALVES
 def test_averages(dtype):
     p = nn.Parameter(torch.zeros(5, dtype=dtype))

@@ -183,6 +183,18 @@ def test_step_counts_that_are_ints_may_be_written_and_states_replaced():
     torch.testing.assert_close(*result, rtol=1e-5, atol=1e-6)
 
 
+def test_momentum_of_sparse_gradients_becomes_dense_with_the_first_dense_one():
+    """Where torch raises an error, since its buffer is sparse still."""
+    ours, dense = (nn.Parameter(torch.ones(ROWS, COLUMNS)) for _ in range(2))
+    opt, ref = ft.SGD([ours], lr=0.1, momentum=0.9), torch.optim.SGD([dense], lr=0.1, momentum=0.9)
+    for t in range(1, 5):
+        g = drawn(ours.shape, 1, t)
+        ours.grad, dense.grad = g.to_dense() if t == 3 else g, g.to_dense()
+        opt.step(), ref.step()
+    torch.testing.assert_close(ours, dense)
+    assert opt.state[ours]["momentum_buffer"].layout is torch.strided
+
+
 def test_gradients_are_not_kept_alive():
     p = nn.Parameter(torch.ones(ROWS, COLUMNS))
     opt = ft.SparseAdam([p])

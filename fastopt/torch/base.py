@@ -143,8 +143,10 @@ class Fast(torch.optim.Optimizer):
         groups = self.param_groups
         params = list(chain.from_iterable(map(_params, groups)))
         given = list(map(_grad, params))
-        if hasattr(self, "found_inf") and not self._unscaled(given):
-            return loss
+        if hasattr(self, "found_inf"):
+            given = self._unscaled(given)
+            if given is None:
+                return loss
         engine = self._engine
         if engine is None or not engine.fits(groups, self.state, params, given, self._flat):
             self._engine = None  # whatever fails from here on, the next step looks again
@@ -158,17 +160,25 @@ class Fast(torch.optim.Optimizer):
         self._engine = engine
         return loss
 
-    def _unscaled(self, given: list[Any]) -> bool:
-        """What `GradScaler` leaves to optimizers that say they support it; False: skip the step."""
+    def _unscaled(self, given: list[Any]) -> list[Any] | None:
+        """What `GradScaler` leaves to optimizers that say they support it: gradients to step by; None: skip the step.
+
+        Those in 16 bits are unscaled in 32: that they would be too small in 16 is what they were scaled for.
+        """
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         if found_inf is not None and float(found_inf):
-            return False
-        if scale is not None:
-            with torch.no_grad():
-                for g in given:
-                    if g is not None:
-                        g.mul_(1.0 / float(scale))
-        return True
+            return None
+        if scale is None:
+            return given
+        found, factor = list(given), 1.0 / float(scale)
+        with torch.no_grad():
+            for k, g in enumerate(given):
+                if g is not None and g.dtype in (torch.float16, torch.bfloat16):
+                    found[k] = g.float().mul_(factor)
+                    g.copy_(found[k])
+                elif g is not None:
+                    g.mul_(factor)
+        return found
 
     def _by_torch(self, params: list[torch.Tensor]) -> None:
         """Let torch's own class step `params` alone."""
@@ -187,10 +197,12 @@ class Fast(torch.optim.Optimizer):
             step = step.__wrapped__  # type: ignore[attr-defined]
         chosen = set(map(id, params))
         kept = [g["params"] for g in self.param_groups]
+        scaled = {n: vars(self).pop(n) for n in ("grad_scale", "found_inf") if n in vars(self)}  # that is done
         try:
             for g in self.param_groups:
                 g["params"] = [p for p in g["params"] if id(p) in chosen]
             step(self)
         finally:
+            vars(self).update(scaled)
             for g, everyone in zip(self.param_groups, kept, strict=True):
                 g["params"] = everyone

@@ -75,7 +75,8 @@ def adopt(value: torch.Tensor, like: torch.Tensor, what: str) -> torch.Tensor:
         raise ConfigError(f"{what} has shape {tuple(value.shape)}; expected {tuple(like.shape)}.")
     if ordinary(value) and value.dtype == like.dtype and value.stride() == like.stride():
         return value
-    return torch.empty_like(like, requires_grad=False).copy_(value.detach())
+    value = value.detach() if value.layout is torch.strided else value.detach().to_dense()
+    return torch.empty_like(like, requires_grad=False).copy_(value)
 
 
 def flat_like(params: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
