@@ -88,6 +88,22 @@ def test_skipped_steps_leave_every_bit_there_too(gpu, rule):
     assert strict.t == 0
 
 
+@pytest.mark.parametrize("rule", [fo.ema(fo.sgd, 0.5), fo.schedule_free_adamw, fo.asgd], ids=lambda r: r.name)
+def test_averages_are_shown_there_too(gpu, rule):
+    params = small(("f4", "f8", "f4"))
+    opt, twin, away = pair(gpu, rule, params, lr=0.1, groups=[fo.Group("b", frozen=True)])
+    for t in range(3):
+        g = grads_of(params, t)
+        g["scale"] = None if t == 1 else g["scale"]
+        opt.step(g), twin.step(there(gpu, g))
+        with opt.averaged(), twin.averaged():
+            for n in params:
+                np.testing.assert_allclose(away[n].get(), params[n], rtol=1e-6)
+            with pytest.raises(fo.ConfigError, match="the parameters are averages now"):
+                twin.step(there(gpu, g))
+    same(opt, twin)
+
+
 def test_norms_of_each(gpu):
     opt, twin, _ = pair(gpu, fo.clip_each_norm(fo.sgd, 0.5), small(), lr=0.1)
     g = grads_of(small(), 0)

@@ -147,6 +147,21 @@ class Cuda:
             missed = (now[_T] - now[_STEPS:]).tolist()
             return plan.build(self, settings, segments, kinds, missed, threads.epoch)
 
+    def copied(self, array: DeviceArray) -> DeviceArray:
+        made = self.zeros(array.size, array.dtype).reshape(array.shape)
+        made[...] = array
+        return made
+
+    def show(self, settings: Settings, segments: Sequence[Segment], kinds: tuple[str, ...], clock: np.ndarray) -> None:
+        missed, now = (clock[_T] + 1 - clock[_STEPS:]).tolist(), self.read(clock.copy())
+        made = plan.build(self, settings, segments, kinds, missed, threads.epoch)
+        made.aim(np.zeros(len(segments), np.uint64))  # a view reads no gradient
+        self.write(clock)
+        try:
+            made.run(settings, clock, None)
+        finally:
+            self.write(now)  # which waits
+
     def call(self, module: Any, name: str, grid: str, arguments: list[int], limit: int = 1) -> Call:
         """A kernel of a generated module with its arguments; `limit`: more blocks than that would find no work."""
         function = cubins.function(self.driver, self.device, module, name, self.precise)

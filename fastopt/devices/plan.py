@@ -73,8 +73,9 @@ class DevicePlan:
         """Must other gradients have a plan of their own?"""
         return self.captured or self.place.capturing(self.place.ready(stream))
 
-    def aim(self, gradients: Gradients) -> None:
-        self._aim = gradients.addresses
+    def aim(self, gradients: Gradients | np.ndarray) -> None:
+        """Take in where the gradients are, or their addresses."""
+        self._aim = gradients if isinstance(gradients, np.ndarray) else gradients.addresses
 
     def run(
         self, settings: Settings, clock: np.ndarray, stream: int | None, factor: float = 1.0, watch: bool = False
