@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -25,20 +25,12 @@ from fastopt.schema import Rule
 from fastopt.sharpness import PERTURBED
 from fastopt.stepping import POLICIES, Stepping
 from fastopt.touched import BEHIND, READINGS, Touched
+from fastopt.tuning import Tuning
 
 _T, _DIRTY = 0, 1  # the clock: steps done, is one under way, then the steps of each parameter
 
 
-class GroupInfo(NamedTuple):
-    """A group as it stands: its pattern, its parameters' names, whether it is frozen, its current hyperparameters."""
-
-    pattern: str
-    names: tuple[str, ...]
-    frozen: bool
-    hyper: dict[str, float | bool]
-
-
-class Optimizer(Stepping):
+class Optimizer(Stepping, Tuning):
     """Updates parameters in place by a rule: one fused pass over memory per step, on as many threads as pay.
 
     Args:
@@ -67,6 +59,7 @@ class Optimizer(Stepping):
         master: what is kept besides of parameters in bfloat16 or float16, as `opt.state["master"]`. "float32": a copy
             that steps go on from; "split": the other half of a float32, of bfloat16s; "kahan": what rounding lost.
         memory: "8bit" is state_dtype="q8", "16bit" is state_dtype="bf16".
+        state_path: a file, made anew, that state is mapped from, where it does not fit into memory.
         **hyper: the rule's hyperparameters, numbers or callables of the step t = 1, 2, ...; `maximize=True` ascends.
 
     Attributes:
@@ -93,6 +86,7 @@ class Optimizer(Stepping):
         rounding: str = "stochastic",
         master: str | None = None,
         memory: str | None = None,
+        state_path: Any = None,
         **hyper: Any,
     ):
         if not isinstance(rule, Rule):
@@ -117,8 +111,9 @@ class Optimizer(Stepping):
         self._settings = Settings(rule, hyper, groups, names, owned)
         self._settings.storage = storage.read(state_dtype, rounding, master, self._settings.rules, owned, memory)
         place.check(self._settings, owned, sparse)
-        self._segments, flats = state.allocate(self._settings, owned, place.zeros)
         copied = copies.survey(copy_out, tree, names, owned, place.span)
+        zeros = place.zeros if state_path is None else place.mapped(state_path)
+        self._segments, flats = state.allocate(self._settings, owned, zeros)
         mends = nonfinite == "zero"
         self._segments = [
             replace(
@@ -187,37 +182,6 @@ class Optimizer(Stepping):
     def num_parameters(self) -> int:
         """Number of elements of all parameters."""
         return sum(s.array.size for s in self._segments)
-
-    # ---------------------------------------------------------------- hyperparameters
-    @property
-    def groups(self) -> tuple[GroupInfo, ...]:
-        """The groups as they stand, the optimizer's own row (pattern "*") last; values as of the next step."""
-        settings = self._settings
-        return tuple(
-            GroupInfo(
-                p,
-                tuple(n for n, r in zip(self.names, settings.of, strict=True) if r == k),
-                settings.frozen[k],
-                self.hyper(p),
-            )
-            for k, p in enumerate(settings.patterns)
-        )
-
-    def hyper(self, pattern: str | None = None) -> dict[str, float | bool]:
-        """Values for the next step, schedules evaluated: the optimizer's own, a group's (pattern) or a parameter's."""
-        settings = self._settings
-        row = settings.row(pattern)
-        return dict(zip(settings.schema(row), settings.evaluate(row, self.t + 1), strict=True))
-
-    def set(self, pattern: str | None = None, **hyper: Any) -> None:
-        """Change hyperparameters from the next step on: the optimizer's own, or those of the group of a pattern.
-
-        Groups inherit what they did not set themselves. Nothing is compiled again. Raises `ConfigError` and changes
-        nothing for an unknown name or a bad value, or a switch (such as `amsgrad`), which is fixed at construction.
-        """
-        with self._alone():
-            self._settings.update(pattern, hyper)
-            self._place.changed(self._settings, self._clock, None)
 
     # ---------------------------------------------------------------- state
     def memory(self) -> Memory:

@@ -103,6 +103,7 @@ OPTIONS: dict[str, Any] = {
     "rounding": "stochastic",
     "master": None,
     "memory": None,
+    "state_path": None,
     "nonfinite": "ignore",
     "zero_grads": False,
     "copy_out": None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -75,6 +75,9 @@ class Cuda:
 
     def zeros(self, size: int, dtype: Any) -> DeviceArray:
         return zeros(self.driver, self.device, size, dtype)
+
+    def mapped(self, path: Any) -> NoReturn:
+        raise DeviceError(f"state_path is {str(path)!r}, which is for parameters in host memory; leave it out.")
 
     def copy_in(self, target: DeviceArray, host: np.ndarray, stream: int | None) -> None:
         """Copy, in order on a stream; None: at once."""

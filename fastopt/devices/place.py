@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from fastopt.errors import ArrayTypeError, ConfigError, DeviceError
 from fastopt.gradients import Gradients
 from fastopt.groups import Settings
 from fastopt.launch import Segment
+from fastopt.mapped import Mapped
 from fastopt.params import Tree
 from fastopt.targets import driver
 from fastopt.touched import Touched
@@ -28,6 +29,10 @@ class Place(Protocol):
     def parameter(self, x: Any, name: str) -> Any: ...
     def span(self, array: Any) -> tuple[int, int]: ...
     def zeros(self, size: int, dtype: Any) -> Any: ...
+    def mapped(self, path: Any) -> Callable[[int, Any], Any]:
+        """`zeros` in a file."""
+        ...
+
     def check(self, settings: Settings, owned: Sequence[Any], sparse: str) -> None:
         """Raise `DeviceError` for what cannot run here."""
         ...
@@ -71,6 +76,9 @@ class Host:
     parameter = staticmethod(arrays.parameter)
     zeros = staticmethod(arrays.zeros)
     span = staticmethod(arrays.span)
+
+    def mapped(self, path: Any) -> Callable[[int, Any], np.ndarray]:
+        return Mapped(path).zeros
 
     def check(self, settings: Settings, owned: Sequence[np.ndarray], sparse: str) -> None:
         pass
