@@ -16,9 +16,9 @@ from benchmarks import facts, limits
 from benchmarks.report import markdown, setting
 from benchmarks.step import figures
 from fastopt.commands import bench, rule_named
-from fastopt.commands.traffic import kept, traffic, usual
 from fastopt.rules import CATALOGUE
 from fastopt.schema import Rule
+from fastopt.traffic import kept, moved, usual
 
 GOAL = 0.9
 
@@ -26,16 +26,16 @@ GOAL = 0.9
 def measure(rule: Rule, n: int, **timing: Any) -> dict[str, Any]:
     """One row of the results; `contenders` is empty for rules whose time is that of products of matrices."""
     lowered = usual(rule)
-    moved = traffic(lowered)
-    row = {"rule": rule.name, "state": kept(lowered), "passes": moved.passes, "bytes": moved.bytes()}
-    if moved.calls:
+    seen = moved(lowered)
+    row = {"rule": rule.name, "state": kept(lowered), "passes": seen.passes, "bytes": seen.bytes}
+    if seen.calls:
         return row | {"of the limit": None, "contenders": {}}
     shape = bench.shape_for(rule, n)
     p, g = bench.buffer(n, 0.5).reshape(shape), bench.buffer(n, 1e-3).reshape(shape)
     limit, _ = limits.streams(n, lowered)
     samples = bench.interleave({"fastopt": partial(rule(p).step, g), "limit": limit}, **timing)
     fraction = samples["fastopt"].times_faster_than(samples["limit"])
-    return row | {"of the limit": fraction, "contenders": figures(samples, n * moved.bytes())}
+    return row | {"of the limit": fraction, "contenders": figures(samples, n * seen.bytes)}
 
 
 def run(rules: Sequence[Rule], n: int, repeat: int, budget: float) -> dict[str, Any]:

@@ -96,11 +96,12 @@ def main() -> int:
     parser.add_argument("--k", type=int, nargs="+", default=[10**2, 10**3, 10**4, 10**5], metavar="K")
     parser.add_argument("--repeat", type=int, default=41)
     parser.add_argument("--budget", type=float, default=8.0, metavar="S", help="seconds for each measurement")
+    parser.add_argument("--threads", type=int, default=THREADS, metavar="N", help="of both sides, %(default)s at most")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "sparse.json")
     args = parser.parse_args()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(args.threads)
     torch.sparse.check_sparse_tensor_invariants.disable()  # as by default, but without the warning
-    fo.set_num_threads(THREADS)
+    fo.set_num_threads(args.threads)
     load, rows = os.getloadavg(), []
     for n in args.rows:
         for name, buffers in (("adagrad", 2), ("adam", 3)):
@@ -115,7 +116,7 @@ def main() -> int:
     found = {
         "machine": platform.processor() or platform.machine(),
         "versions": {"numpy": np.__version__, "torch": torch.__version__},
-        "threads": THREADS,
+        "threads": args.threads,
         "wait policy": os.environ.get("OMP_WAIT_POLICY", "the library's"),
         "load before": load,
         "load after": os.getloadavg(),

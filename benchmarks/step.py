@@ -18,9 +18,9 @@ from benchmarks import cold, facts, limits
 from benchmarks.peers import deepspeed_step
 from fastopt.commands import bench
 from fastopt.commands import peers as rivals
-from fastopt.commands.traffic import traffic, usual
 from fastopt.rules import CATALOGUE
 from fastopt.schema import Rule
+from fastopt.traffic import moved, usual
 
 MEMORY_BOUND = 10**7  # elements; 28 bytes each: more than any cache
 _KINDS = {"torch fused": "fused", "torch foreach": "foreach"}
@@ -140,7 +140,7 @@ def rules(n: int, **timing: Any) -> list[Row]:
                 contenders[name] = step
         samples = bench.interleave(contenders, **timing)
         value = samples["fastopt"].times_faster_than(samples["memory limit"])
-        stored = figures(samples, n * traffic(lowered).bytes())
+        stored = figures(samples, n * moved(lowered).bytes)
         rows.append(Row(f"rule-{rule.name}", f"{rule.name}, {n:,}: of the memory limit", value, "of", None, "", stored))
     return rows
 

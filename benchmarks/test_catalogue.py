@@ -6,15 +6,15 @@ import pytest
 
 import fastopt as fo
 from benchmarks import catalogue, limits
-from fastopt.commands.traffic import traffic, usual
 from fastopt.rules import CATALOGUE
+from fastopt.traffic import moved, usual
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_a_limit_has_the_streams_of_its_rule(name: str) -> None:
     lowered = usual(CATALOGUE[name])
-    moved = traffic(lowered)
-    assert limits.streams_of(lowered)[0] == (moved.loads, moved.stores)
+    seen = moved(lowered)
+    assert limits.streams_of(lowered)[0] == (seen.loads, seen.stores)
 
 
 @pytest.mark.parametrize(

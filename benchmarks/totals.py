@@ -18,9 +18,9 @@ from benchmarks import facts, limits
 from benchmarks.report import markdown, setting
 from benchmarks.step import figures
 from fastopt.commands import bench, rule_named
-from fastopt.commands.traffic import traffic, usual
 from fastopt.rules import CATALOGUE
 from fastopt.schema import Rule
+from fastopt.traffic import moved, usual
 
 GOAL = 0.85
 ROWS, COLUMNS = 8192, 4096
@@ -44,17 +44,17 @@ def measure(rule: Rule, shape: tuple[int, int], **timing: Any) -> list[dict[str,
     rows = []
     for name, (step, part) in parts.items():
         limit, _ = limits.streams(n, part)
-        moved = traffic(part)
+        seen = moved(part)
         samples = bench.interleave({"fastopt": step, "limit": limit}, **timing)
         rows.append(
             {
                 "rule": rule.name,
                 "part": name,
-                "read": moved.loads,
-                "written": moved.stores,
-                "bytes": moved.bytes(),
+                "read": seen.loads,
+                "written": seen.stores,
+                "bytes": seen.bytes,
                 "of the limit": samples["fastopt"].times_faster_than(samples["limit"]),
-                "contenders": figures(samples, n * moved.bytes()),
+                "contenders": figures(samples, n * seen.bytes),
             }
         )
     return rows

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 from fastopt.commands.rates import SETTINGS
-from fastopt.commands.traffic import kept, traffic
 from fastopt.lower import lower
 from fastopt.rules import CATALOGUE
 from fastopt.rules.readings import READINGS
 from fastopt.schema import Rule
+from fastopt.traffic import kept, moved
 
 HEAD = """# Rules
 
@@ -42,9 +42,9 @@ def section(rule: Rule) -> str:
     for truth in itertools.product((False, True), repeat=len(rule.switches)):
         chosen = tuple(zip(rule.switches, truth, strict=True))
         lowered = lower(rule, chosen)
-        moved = traffic(lowered)
-        calls = " and the matrices'" if moved.calls else ""
-        row = ", ".join(lowered.state) or "none", kept(lowered), str(moved.passes), f"{moved.bytes()}{calls}"
+        step = moved(lowered)
+        calls = " and the matrices'" if step.calls else ""
+        row = ", ".join(lowered.state) or "none", kept(lowered), str(step.passes), f"{step.bytes}{calls}"
         if row not in seen:
             seen[row] = None
             lines.append(f"| {' | '.join((', '.join(n for n, v in chosen if v) or '-', *row))} |")

@@ -59,6 +59,7 @@ from fastopt.rules import (
     qhm,
     radam,
     rmsprop,
+    rowwise_adagrad,
     rprop,
     schedule_free_adamw,
     schedule_free_sgd,
@@ -72,22 +73,35 @@ from fastopt.rules import (
     sps,
     yogi,
 )
+from fastopt.scaling import LossScale
 from fastopt.schema import Domain, Fraction, NonNegative, OpenFraction, Rule
 from fastopt.scipy_bridge import scipy_method
 from fastopt.source import source
+from fastopt.stepping import Last
 from fastopt.threads import set_num_threads
+from fastopt.traffic import traffic
 from fastopt.wrappers import (
     agc,
     cautious,
     centralize,
     clip_each_norm,
+    clip_group_norm,
     clip_norm,
     clip_value,
+    decoupled_decay,
     ema,
     grokfast,
+    independent_decay,
+    l1,
+    l2,
+    l2_sp,
+    langevin,
     lookahead,
     noisy,
     normalize,
+    polyak_average,
+    proximal_l1,
+    swa,
 )
 
 if TYPE_CHECKING:
@@ -109,6 +123,8 @@ __all__ = [
     "GradientError",
     "Group",
     "KeepBest",
+    "Last",
+    "LossScale",
     "Minibatches",
     "NonFiniteError",
     "NonNegative",
@@ -137,15 +153,22 @@ __all__ = [
     "centralize",
     "checkpoint",
     "clip_each_norm",
+    "clip_group_norm",
     "clip_norm",
     "clip_value",
     "dadapt_adam",
+    "decoupled_decay",
     "dog",
     "ema",
     "ftrl",
     "grokfast",
+    "independent_decay",
     "keras",
+    "l1",
+    "l2",
+    "l2_sp",
     "lamb",
+    "langevin",
     "laprop",
     "lars",
     "lbfgs",
@@ -165,12 +188,15 @@ __all__ = [
     "optax",
     "pack",
     "polyak",
+    "polyak_average",
     "prodigy",
+    "proximal_l1",
     "qhadam",
     "qhm",
     "radam",
     "rmsprop",
     "rows",
+    "rowwise_adagrad",
     "rprop",
     "rule",
     "schedule_free_adamw",
@@ -187,6 +213,8 @@ __all__ = [
     "sophia",
     "source",
     "sps",
+    "swa",
+    "traffic",
     "yogi",
 ]
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from fastopt import plan
-from fastopt.errors import ConfigError, DeviceError
+from fastopt.errors import ConfigError
 from fastopt.groups import Settings
 from fastopt.launch import Segment
 from fastopt.lower import lower
@@ -62,16 +61,16 @@ class Averages:
             self._catch_up()
             if self._leaves and not all(map(is_, self._list(self.params), self._leaves)):
                 self._replaced()
-            clock = self._clock.copy()  # of the step that has been done last
+            clock = self._place.read(self._clock).copy()  # of the step that has been done last
             clock[_T] = max(int(clock[_T]) - 1, 0)
-            ready = self._view(clock)
-            moved = [s for s, kind in zip(self._segments, ready.kinds, strict=True) if kind]
+            segments, kinds = self._views(clock)
+            moved = [s for s, kind in zip(self._segments, kinds, strict=True) if kind]
             arrays = [a for s in moved for a in (s.array, s.state.get("master")) if a is not None]
-            self._aside = [(a, a.copy()) for a in arrays]
+            self._aside = [(a, self._place.copied(a)) for a in arrays]
             self._clock[_DIRTY] = TURNING
             try:
-                if any(ready.kinds):
-                    ready.run(self._settings, clock)
+                if any(kinds):
+                    self._place.show(self._settings, segments, kinds, clock)
                 self._clock[_DIRTY] = SHOWN
             except BaseException:
                 self._restore()
@@ -100,11 +99,9 @@ class Averages:
             if not shown:
                 self.train()
 
-    def _view(self, clock: np.ndarray) -> plan.Plan:
-        """What shows the averages: the plan of a step whose rule is the view."""
+    def _views(self, clock: np.ndarray) -> tuple[list[Segment], tuple[str, ...]]:
+        """What shows the averages: the segments and kinds of gradients of a step whose rule is the view."""
         settings = self._settings
-        if hasattr(self._place, "control"):
-            raise DeviceError("opt.eval() cannot turn parameters on a GPU; copy parameters and state to the CPU first.")
         if all(rule.view is None for rule in settings.rules):
             raise ConfigError(
                 f"`{settings.title}` has no average to show; opt.eval() is for rules that keep one, such as "
@@ -120,8 +117,7 @@ class Averages:
                 segment = replace(segment, lowered=shown)
             kinds.append(segment.array.dtype.char if view is not None and moved else "")
             segments.append(segment)
-        missed = (clock[_T] + 1 - clock[_STEPS:]).tolist()
-        return plan.build(settings, segments, tuple(kinds), missed, {}, "lazy")
+        return segments, tuple(kinds)
 
     def _restore(self) -> None:
         for array, kept in self._aside or ():

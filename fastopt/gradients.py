@@ -15,7 +15,7 @@ import numpy as np
 
 from fastopt import codecs, rows, touched
 from fastopt.errors import GradientError
-from fastopt.params import Tree, gradient
+from fastopt.params import Tree, foreign, gradient, overlap
 
 _from_buffer: Any = c_char.from_buffer
 _PACKED: tuple[Callable[[], Any], ...] = (NoneType,)
@@ -30,6 +30,7 @@ class Gradients:
         rows: by name, the gradients of rows of this step.
         by_rows: names of the parameters that take every gradient as one of rows.
         addresses: uint64, per parameter; valid for this step.
+        zeroed: does the step set them to 0?
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Gradients:
         self.kinds: tuple[str, ...] = ()
         self.rows: dict[str, rows.Rows] = {}
         self.by_rows: set[str] = set()
+        self.zeroed = False
         self.addresses = np.zeros(len(names), np.uint64)
 
     def _span(self, array: Any) -> tuple[int, int]:
@@ -62,11 +64,9 @@ class Gradients:
     def read(self, grads: Any) -> bool:
         """Take in the gradients of a step; False if they are, array for array, those that `settle` saw last."""
         if grads is None or grads is self._packed:
-            if self._packed is None:
-                raise GradientError("step() needs gradients: step(grads), or parameters packed by fastopt.pack.")
             if self._seen is _PACKED:
                 return False
-            leaves, packed = self._tree.leaves(self._packed), True
+            leaves, packed = self._tree.leaves(self.packed), True
         else:
             leaves, packed = self._list(grads), False
         if self._frozen:
@@ -80,8 +80,23 @@ class Gradients:
             self._found = _PACKED
         return True
 
-    def release(self) -> None:
-        """The step is done."""
+    @property
+    def packed(self) -> Any:
+        """The gradients beside packed parameters. Raises `GradientError` if there are none."""
+        if self._packed is None:
+            raise GradientError("step() needs gradients: step(grads), or parameters packed by fastopt.pack.")
+        return self._packed
+
+    def release(self, zero: bool = False) -> None:
+        """The step is done; `zero`: it was skipped, so that no kernel set to 0 what it should."""
+        if zero and self.zeroed:
+            seen = self._seen
+            leaves = (
+                self._tree.leaves(self._packed) if seen is _PACKED else self._held[0] if self._held else map(call, seen)
+            )
+            for name, leaf in zip(self._names, leaves, strict=True):
+                if leaf is not None and not rows.is_sparse(leaf):
+                    foreign(leaf, name)[...] = 0
         self._held = ()
         self.rows.clear()
 
@@ -110,10 +125,9 @@ class Gradients:
             if rows.is_sparse(leaf) or name in self.by_rows:
                 given = self._rows(leaf, like, name)
                 kinds.append(f"r{given.values.dtype.char}")
-                addresses.append(0)
+                addresses.append(self._apart(given.values, name))
                 copies.append(given.values)
                 self.rows[name] = given
-                self._apart(given.values, name)
                 continue
             g = leaf if _readable(leaf, like) else gradient(leaf, like, name)
             if g is not leaf:
@@ -122,10 +136,32 @@ class Gradients:
             kinds.append(g.dtype.char)
             addresses.append(address)
             found.append(ref(g))
+        if self.zeroed:
+            self._check_zeroed(leaves)
         self.kinds = tuple(kinds)
         self.addresses = np.array(addresses, np.uint64)
         self._held = [leaves, copies]
         self._found = () if copies else tuple(found)
+
+    def _check_zeroed(self, leaves: Sequence[Any]) -> None:
+        """Raise `GradientError` for gradients that the step cannot set to 0 where they are."""
+        found = []
+        for name, leaf in zip(self._names, leaves, strict=True):
+            if leaf is None or name in self.rows:
+                continue
+            g = foreign(leaf, name)
+            there = g is leaf or np.may_share_memory(g, foreign(leaf, name))
+            if not (there and isinstance(g, np.ndarray) and g.flags.carray and g.dtype.isnative):
+                raise GradientError(
+                    f"gradient of `{name}` cannot be set to 0 by the step: it is read-only or not C-contiguous. Pass a "
+                    "writable copy, or leave out zero_grads."
+                )
+            found.append((*self._span(g), name))
+        if shared := overlap(found):
+            raise GradientError(
+                f"gradients of `{shared[0]}` and `{shared[1]}` share memory, and zero_grads sets it to 0 before both "
+                "are read; copy one."
+            )
 
     def _apart(self, g: np.ndarray, name: str) -> int:
         """The address of a gradient that shares no memory with parameters and state. Raises `GradientError`."""

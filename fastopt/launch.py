@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fastopt import scratch, threads
+from fastopt import finite, scratch, threads
+from fastopt.codecs import Codec
 from fastopt.gradients import Gradients
 from fastopt.lowered import Lowered
 from fastopt.staged import Staged
@@ -24,12 +26,15 @@ class Segment:
     lowered: Lowered
     state: dict[str, Any]
     key: int  # of its random numbers
+    copy: Any = None  # the array that is given the new parameter, too
 
 
 @dataclass(eq=False, kw_only=True)
 class Launch(Staged):
     """The segments of a step that share a lowered rule, a parameter dtype and a gradient dtype: one kernel a pass."""
 
+    lowered: Lowered
+    gradient: Codec
     kernels: tuple[Callable[..., None], ...]
     parallel: bool
     tasks: np.ndarray
@@ -47,6 +52,29 @@ class Launch(Staged):
     def columns(self) -> np.ndarray:
         """The table of columns that kernels read."""
         return self.hyper
+
+    def unscale(self, factor: float) -> None:
+        """Multiply gradients by `factor` > 0 from now on; the column has the sign already."""
+        np.copysign(factor, self.hyper[:, 0], out=self.hyper[:, 0], casting="same_kind")
+
+    def offender(self) -> int:
+        """The first segment whose gradient is not finite, or -1. Its passes that only look have run."""
+        norm = self.lowered.norm
+        if (
+            norm is not None and norm.total is not None
+        ):  # a sum of squares is finite unless one is not, or, of float64, unless it is too large
+            parameters, reduced, *_ = self.reduced
+            if np.isfinite(reduced[parameters[:, 0], norm.total[0]]).all():
+                return -1
+        return finite.first(self.gradient, self.parallel, self.tasks, self.work, self.addresses)
+
+    def norms(self) -> dict[int, float]:
+        """Segment -> norm of its gradient in the last step, if the first thing that the rule takes is that."""
+        norm = self.lowered.norm
+        if norm is None or norm.total is None:
+            return {}
+        parameters, reduced, *_ = self.reduced
+        return {int(k): math.sqrt(reduced[k, norm.total[0]]) for k in parameters[:, 0]}
 
     def run(self, q: int, clock: np.ndarray, last: bool) -> None:
         """Pass `q`."""

@@ -1,11 +1,14 @@
 """What a rule becomes when it is lowered: passes of text, columns, states and the buffers that kernels read."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from fastopt.matrices import MatrixCall
-from fastopt.passes import Pass
+from fastopt.passes import Number, Pass
 from fastopt.statements import NUMBERS, VECTORS, Level
 from fastopt.values import Column
+
+COPY = "copy_"  # the buffer beside the parameter that is written and never read
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,45 @@ class Lowered:
     stored: tuple[tuple[str, str], ...] = ()  # (buffer, codec) of those that are not stored as p is, see `codecs.py`
     rounded: tuple[str, ...] = ()  # those of them whose numbers are rounded up or down by chance
     master: str = ""  # how a parameter in 16 bits is known better, see `targets.masters`
-    touched: str = ""  # for gradients of rows: "lazy", "exact" or "row", see `touched.py`
+    touched: str = ""  # for gradients of rows: "lazy", "exact", "closed" or "row", see `touched.py`
+
+    def around(self, mends: bool, zeroes: bool, copy: str) -> "Lowered":
+        """The same with more done in its passes.
+
+        mends: elements of gradients that are not finite count as 0; zeroes: the pass that reads gradients last sets
+        them to 0; copy: the codec of another array that is given the new parameter, or "".
+        """
+        passes = list(self.passes)
+        last = max(k for k, q in enumerate(passes) if k == 0 or any(b == "g" for _, b in q.loads))
+        for k, q in enumerate(passes):
+            mended = tuple(f"{local} = mend({local})" for local, b in q.loads if b == "g" and mends)
+            new = tuple((COPY, value) for b, value in q.stores if b == "p" and copy)
+            stores = (*q.stores, *new, *((("g", "0"),) if zeroes and k == last else ()))
+            passes[k] = replace(q, body=mended + q.body, stores=stores)
+        return replace(self, passes=tuple(passes), stored=self.stored + ((COPY, copy),) * bool(copy))
+
+    @property
+    def looks(self) -> int:
+        """How many passes, the first ones, leave parameters, state and gradients as they are."""
+        if self.touched:  # its passes are one loop, row after row
+            return 0
+        lasting = {"p", "g", *self.state}
+        writes = [q.kept or q.matrices or lasting & {b for b, _ in q.stores} for q in self.passes]
+        return next(k for k, w in enumerate(writes) if w)
+
+    @property
+    def norm(self) -> Number | None:
+        """The total that is the sum of the gradient's own squares, if a pass that only looks has it."""
+        for q in self.passes[: self.looks]:
+            same = {local for local, b in q.loads if b == "g"}
+            for line in q.body:
+                name, _, value = line.partition(" = ")
+                same = same | {name} if value in same else same - {name}
+            for n, value in q.totals:
+                square = re.fullmatch(r"wide\((\w+)\) \* wide\((\w+)\)", value)
+                if n.level is Level.REDUCED and n.total and square and {*square.groups()} <= same:
+                    return n
+        return None
 
     @property
     def numbers(self) -> dict[str, Level]:
@@ -61,8 +102,8 @@ class Lowered:
     def buffers(self) -> tuple[str, ...]:
         """Columns of the table of addresses."""
         own = (s for s in self.state if s not in self.squares)
-        second = ("master",) * bool(self.master)
-        return ("p", "g", *own, *self.scales, *second, *self.scratch, *self.between)
+        more = ("master",) * bool(self.master) + (COPY,) * (COPY in dict(self.stored))
+        return ("p", "g", *own, *self.scales, *more, *self.scratch, *self.between)
 
     @property
     def scales(self) -> dict[str, str]:
@@ -77,12 +118,13 @@ class Lowered:
         instead of an address, "columns" is the length of a row and "step" that of a chunk, in elements, "key" a number
         for the parameter that its random numbers start from. For what gradients of rows need see `touched.py`.
         """
-        vectors = [n for q in self.passes for n in q.numbers if n.level in VECTORS]
+        vectors = [n for q in self.passes for n in q.numbers if n.level in VECTORS and not self.touched]
         parts = {f"partial{n.total[0]}": n.level for n in vectors if n.total and n.total[1] == "column"}
         names = ("columns", "step") * bool(vectors) + ("key",) * bool(self.noises or self.rounded)
-        names += ("columns", "places") * bool(self.touched)
-        names += ("steps",) * (self.touched in ("exact", "row"))
-        names += ("now", "present", "end", "zeros") * (self.touched == "exact")
+        names += ("columns", "places", "order", "sums") * bool(self.touched)
+        names += ("steps",) * (self.touched in ("exact", "closed", "row"))
+        names += ("now", "present", "end") * (self.touched in ("exact", "closed"))
+        names += ("zeros",) * (self.touched == "exact") + ("products",) * (self.touched == "closed")
         plain = dict.fromkeys(names, Level.ELEMENT)
         return {**{n.vector: n.level for n in vectors}, **parts, **plain}
 

@@ -83,13 +83,13 @@ def where(condition: Any, a: Any, b: Any) -> Any:
 
 
 def total(x: Any, over: str = "parameter") -> Any:
-    """The sum of `x` in float64: over a "parameter", over "all" of an optimizer's, or in each "row" or "column".
+    """The sum of `x` in float64: over a "parameter", a "group", "all" of an optimizer's, or each "row" or "column".
 
     In a rule it ends a pass over memory: what depends on it is computed in the next one. A formula called with arrays
-    knows of one parameter only, so there "parameter" and "all" are the same; sums of rows have shape (rows, 1), sums
-    of columns (1, columns), so that they broadcast.
+    knows of one parameter only, so there "parameter", "group" and "all" are the same; sums of rows have shape
+    (rows, 1), sums of columns (1, columns), so that they broadcast.
     """
-    axes = {"parameter": None, "all": None, "row": 1, "column": 0}
+    axes = {"parameter": None, "group": None, "all": None, "row": 1, "column": 0}
     if over not in axes:
         raise ValueError(f"over is {over!r}; expected one of {', '.join(map(repr, axes))}.")
     given = np.asarray(x)

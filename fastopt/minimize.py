@@ -19,7 +19,7 @@ from fastopt.params import assign, copied, survey
 from fastopt.process import Process, Result
 from fastopt.schedules import Plateau
 from fastopt.schedules.declare import Schedule
-from fastopt.schema import Rule
+from fastopt.schema import OPTIONS, Rule
 
 
 def minimize(
@@ -36,6 +36,7 @@ def minimize(
     validation: Callable[[Any], Any] | None = None,
     callbacks: Any = (),
     progress: bool = False,
+    sam: float | None = None,
     groups: Group | Iterable[Group] = (),
     **hyper: Any,
 ) -> Result:
@@ -58,6 +59,7 @@ def minimize(
             `on_end(run)`; to stop the run they return a string, the reason, or True, else None. `run` is a
             `fastopt.callbacks.Run`.
         progress: a live bar (needs rich).
+        sam: sharpness-aware minimisation with this rho, see `Optimizer.perturb`; two gradients a step.
         groups, hyper: for the optimizer, but for `maximize`. Schedules fed with a metric (`schedules.Plateau`) get it
             after every epoch. A rule that asks for the `loss`, such as `polyak`, is told it before every step.
 
@@ -106,6 +108,11 @@ def minimize(
     if (saving := sum(isinstance(c, Checkpoint) for c in callbacks)) > 1 or (saving and restarts):
         other = "`Restarts`, whose runs are several" if restarts else "another"
         raise ConfigError(f"minimize: `callbacks` holds a `Checkpoint` and {other}; give one of them.")
+    if sam is not None and (
+        isinstance(rule, lbfgs) or isinstance(sam, bool) or not isinstance(sam, int | float) or not 0 < sam < math.inf
+    ):
+        what = "is not for lbfgs, which compares losses" if isinstance(rule, lbfgs) else f"is {sam!r}"
+        raise ConfigError(f"minimize: `sam` {what}; expected a number > 0, such as 0.05, or None.")
     hooks(callbacks)
     given = [hyper, *(g.hyper for g in groups if isinstance(g, Group))]
     plateaus = list({id(p): p for h in given for v in h.values() for p in _plateaus(v)}.values())
@@ -122,7 +129,7 @@ def minimize(
             held = None if full else batches
             run = Run(params, optimizer, epochs, steps, validation=known, batches=held, callbacks=callbacks)
             process = Descent if isinstance(rule, lbfgs) else Process
-            return process(run, loss_and_grad, validation, events, plateaus).result(batches, full)
+            return process(run, loss_and_grad, validation, events, plateaus, sam).result(batches, full)
 
         return _restarted(restarts[0], once, params, _frozen(params, groups)) if restarts else once()
 
@@ -139,9 +146,7 @@ def _check_names(rule: Rule | lbfgs, hyper: Mapping[str, Any]) -> None:
     if isinstance(rule, lbfgs) and (mine := sorted(hyper.keys() & vars(rule).keys())):
         raise ConfigError(f"minimize: `{mine[0]}` is a setting of lbfgs: rule=fastopt.lbfgs({mine[0]}=...).")
     options = list(minimize.__kwdefaults__ or {})
-    for name in sorted(
-        hyper.keys() - rule.schema.keys() - {"device", "sparse", "state_dtype", "rounding", "master", "memory"}
-    ):
+    for name in sorted(hyper.keys() - rule.schema.keys() - OPTIONS.keys()):
         better = hint(name, [*options, *rule.schema])
         better = better or f" The options are {listing(options, 99)}; its own are {listing(rule.schema, 99)}."
         raise ConfigError(f"minimize: `{name}` is no option, and no hyperparameter of `{rule.name}`.{better}")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable
-from operator import is_
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from fastopt import checkpoint, state, storage, threads
+from fastopt import checkpoint, codecs, copies, state, storage
 from fastopt import memory as memories
 from fastopt import params as arrays
-from fastopt.averages import SHOWN, TURNING, Averages
+from fastopt.averages import SHOWN, TURNING
 from fastopt.devices import place as places
 from fastopt.devices.array import DeviceArray
 from fastopt.errors import ConcurrentUseError, ConfigError, DeviceError, TornStateError
@@ -22,7 +22,9 @@ from fastopt.groups import Group, Settings
 from fastopt.memory import Memory
 from fastopt.pack import Packed
 from fastopt.schema import Rule
-from fastopt.touched import READINGS, Touched
+from fastopt.sharpness import PERTURBED
+from fastopt.stepping import POLICIES, Stepping
+from fastopt.touched import BEHIND, READINGS, Touched
 
 _T, _DIRTY = 0, 1  # the clock: steps done, is one under way, then the steps of each parameter
 
@@ -36,7 +38,7 @@ class GroupInfo(NamedTuple):
     hyper: dict[str, float | bool]
 
 
-class Optimizer(Averages):
+class Optimizer(Stepping):
     """Updates parameters in place by a rule: one fused pass over memory per step, on as many threads as pay.
 
     Args:
@@ -49,8 +51,16 @@ class Optimizer(Averages):
         precise: on a GPU, no fused multiply-add: the bits of the CPU, which never uses it, for rules without totals.
         groups: `Group`s; the first whose pattern matches a parameter's path holds for it.
         sparse: what a step with a gradient of rows (see `rows`) means for the other rows. "lazy": nothing, they wait;
-            "exact": what a gradient of zeros would do, done when a row is touched next, or by `catch_up`; "row":
-            nothing, and t counts the steps of each row by itself.
+            "exact": what a gradient of zeros would do, done when a row is touched next, or by `catch_up`; "closed": the
+            same at once for all the steps missed, where that is linear, but for rounding; "row": nothing, and t counts
+            the steps of each row by itself.
+        nonfinite: what a NaN or an infinity in a gradient means. "ignore": nobody looks, and it spreads as in PyTorch;
+            "skip": the whole step does not happen, see `last`; "raise": nor that, and `NonFiniteError` names the
+            parameter; "zero": that element counts as 0. Rules that begin with a norm of the gradients, as `clip_norm`
+            does, look without another pass over them.
+        zero_grads: the step sets gradients to 0 when it has read them, in the same pass; not those of rows.
+        copy_out: arrays of the structure of `params`, float32, float64, float16 or bfloat16, None for a parameter that
+            needs no copy: the step writes what a parameter becomes there, too, in the same pass.
         state_dtype: how states are stored: "float32", "bf16", "f16" or "q8" (8 bits in blocks of 256), for all of them
             or in a dict by name; None: as the parameters. See docs/memory.md.
         rounding: of numbers in fewer than 32 bits. "stochastic": up or down by chance, right on average; "nearest".
@@ -76,6 +86,9 @@ class Optimizer(Averages):
         precise: bool = False,
         groups: Iterable[Group] = (),
         sparse: str = "lazy",
+        nonfinite: str = "ignore",
+        zero_grads: bool = False,
+        copy_out: Any = None,
         state_dtype: Any = None,
         rounding: str = "stochastic",
         master: str | None = None,
@@ -88,6 +101,10 @@ class Optimizer(Averages):
             raise ConfigError(f"`precise` is {precise!r}; expected True or False.")
         if sparse not in READINGS:
             raise ConfigError(f"sparse is {sparse!r}; expected one of {', '.join(map(repr, READINGS))}.")
+        if nonfinite not in POLICIES:
+            raise ConfigError(f"nonfinite is {nonfinite!r}; expected one of {', '.join(map(repr, POLICIES))}.")
+        if not isinstance(zero_grads, bool):
+            raise ConfigError(f"zero_grads is {zero_grads!r}; expected True or False.")
         tree, leaves = arrays.survey(params)
         names = tree.names()
         if twice := [n for n, count in Counter(names).items() if count > 1]:
@@ -101,14 +118,25 @@ class Optimizer(Averages):
         self._settings.storage = storage.read(state_dtype, rounding, master, self._settings.rules, owned, memory)
         place.check(self._settings, owned, sparse)
         self._segments, flats = state.allocate(self._settings, owned, place.zeros)
+        copied = copies.survey(copy_out, tree, names, owned, place.span)
+        mends = nonfinite == "zero"
+        self._segments = [
+            replace(
+                s, lowered=s.lowered.around(mends, zero_grads, "" if c is None else codecs.of(c.dtype).name), copy=c
+            )
+            for s, c in zip(self._segments, copied, strict=True)
+        ]
         for segment in self._segments:
             if sparse == "row" and segment.array.ndim:
                 segment.state[state.ROW_STEPS] = np.zeros(len(segment.array), np.int64)
         self._clock = place.start(len(owned))
         frozen = [self._settings.frozen[row] for row in self._settings.of]
         packed = params.grads if isinstance(params, Packed) and params.has_grads else None
-        self._gradients = place.gradients(tree, names, owned, frozen, [*owned, *flats], packed)
-        self._plan: Any = None
+        self._gradients = place.gradients(
+            tree, names, owned, frozen, [*owned, *flats, *(c for c in copied if c is not None)], packed
+        )
+        self._gradients.zeroed = zero_grads
+        self._policy, self._tree = nonfinite, tree
         self._reading, self._touched = sparse, dict[str, Touched]()
         if sparse == "row":
             self._gradients.by_rows |= {n for n, a in zip(names, owned, strict=True) if a.ndim}
@@ -134,61 +162,7 @@ class Optimizer(Averages):
     def _uses(self, name: str) -> bool:
         return any(name in s.state for s in self._segments)
 
-    # ---------------------------------------------------------------- stepping
-    def step(self, grads: Any = None, *, stream: Any = None) -> None:
-        """One step. `grads` has the structure of the parameters; packed parameters may leave it out.
-
-        A gradient of None skips its parameter, that parameter's state and its own step count, as in PyTorch; a step
-        without any gradient changes nothing. Gradients of another dtype (float32, float64, float16 or bfloat16) are
-        converted in the kernel; other layouts and byte orders are copied first.
-
-        On a GPU the step is queued, behind what the library of the arrays has queued on its current stream, and nothing
-        waits for it. `stream` (of PyTorch, CuPy, Numba, cuda.core, or a handle) queues it there instead. The step may
-        be captured in a CUDA graph; see `prepare`. Other layouts are refused, not copied.
-
-        Raises `GradientError` (structure, shape, dtype, shared memory), `ConfigError` (a schedule's value),
-        `ConcurrentUseError` or `TornStateError`; after any of them parameters and state are what they were. On a GPU,
-        `DeviceError`, also for what failed there since the last step.
-        """
-        with self._alone():  # a C lock in a `with`: no interrupt comes between taking it and the block
-            if self._clock[_DIRTY]:
-                self._torn()
-            if self._leaves and not all(map(is_, self._list(self.params), self._leaves)):
-                self._replaced()
-            if stream is not None:
-                stream = self._place.stream(stream)
-            moved = self._gradients.read(grads)
-            ready = self._plan
-            if moved or ready is None or ready.epoch != threads.epoch:
-                ready = self._aim(ready, stream)
-            ready.run(self._settings, self._clock, stream)
-            self._gradients.release()
-
-    def prepare(self, *, stream: Any = None) -> None:
-        """Bring the hyperparameters of the next step, schedules evaluated, to the CUDA graphs that hold a step.
-
-        Call it before each replay if there are schedules, with the replay's `stream` if that is not the current one of
-        the arrays' library. `set` reaches graphs by itself, but waits for the device; step counts and bias corrections
-        are the device's own. Does nothing for parameters in host memory.
-        """
-        with self._alone():
-            stream = None if stream is None else self._place.stream(stream)
-            self._place.changed(self._settings, self._clock, stream, replay=True)
-
-    def _aim(self, ready: Any, stream: int | None = None) -> Any:
-        """The plan for the gradients just read, its address tables filled in."""
-        gradients = self._gradients
-        if ready is None or ready.kinds != gradients.kinds or ready.epoch != threads.epoch or ready.fixed(stream):
-            given = self._settings, self._segments, gradients.kinds, self._clock
-            ready = self._place.build(*given, self._touched, self._reading, stream)
-            self._plan = None
-            if self._reading == "exact":
-                gradients.by_rows |= self._touched.keys()
-        ready.aim(gradients)
-        self._plan = ready
-        gradients.settle()
-        return ready
-
+    # ---------------------------------------------------------------- the clock
     @property
     def t(self) -> int:
         """Steps done. A parameter whose gradient was None at some of them has done fewer."""
@@ -207,7 +181,7 @@ class Optimizer(Averages):
     @property
     def torn(self) -> bool:
         """Was a step interrupted half-way? Then every step raises `TornStateError` until a state is loaded."""
-        return bool(self._clock[_DIRTY]) and self._clock[_DIRTY] not in (SHOWN, TURNING)
+        return bool(self._clock[_DIRTY]) and self._clock[_DIRTY] not in (SHOWN, TURNING, PERTURBED)
 
     @property
     def num_parameters(self) -> int:
@@ -251,22 +225,29 @@ class Optimizer(Averages):
         return memories.of(self._segments, tuple(self.state))
 
     def catch_up(self) -> None:
-        """With sparse="exact": bring all rows to the present, as whole gradients would. `state_dict` does so, too."""
+        """With sparse="exact" or "closed": bring all rows to the present, as whole gradients would.
+
+        `state_dict` does so, too.
+        """
         with self._alone():
             self._catch_up()
 
     def _catch_up(self) -> None:
         if self._clock[_DIRTY]:
             self._torn()
-        if self._reading == "exact":
+        if self._reading in BEHIND:
             for touched in self._touched.values():
                 touched.launch.catch_up(self._clock)
 
     def state_dict(self) -> dict[str, Any]:
         """State, step counts and hyperparameters as plain dicts, numbers and copies of arrays. Parameters are yours."""
         with self._alone():
-            self._catch_up()
-            return state.save(self._settings, self._segments, self._place.read(self._clock))
+            return self._saved()
+
+    def _saved(self, params: bool = False) -> dict[str, Any]:
+        self._catch_up()
+        saved = state.save(self._settings, self._segments, self._place.read(self._clock), params=params)
+        return saved | self._saved_sums()
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take over what `state_dict` gave, by parameter path. Ends a torn state.
@@ -278,9 +259,9 @@ class Optimizer(Averages):
             self._take(saved)
 
     def _take(self, saved: dict[str, Any]) -> None:
-        if self._clock[_DIRTY] in (SHOWN, TURNING):
-            self._refuse()
+        self._settled()
         state.load(saved, self._settings, self._segments, self._clock, self._place.write)
+        self._take_sums(saved.get("accumulated"))
         self._plan = None
         self._touched.clear()  # what was saved had caught up
 
@@ -303,17 +284,18 @@ class Optimizer(Averages):
         """
         return checkpoint.load(self, path, params, rule_changed)
 
-    def _replaced(self) -> NoReturn:
-        now = self._list(self.params)
-        name = next(n for n, x, y in zip(self.names, now, self._leaves, strict=True) if x is not y)
-        raise ConfigError(
-            f"parameter `{name}` was replaced by another array, which this optimizer does not know. Write into the "
-            "array instead, x[...] = new, or build a new optimizer."
-        )
-
-    def _torn(self) -> NoReturn:
+    def _settled(self) -> None:
+        """Raise `ConfigError` unless the parameters are those of training."""
         if self._clock[_DIRTY] in (SHOWN, TURNING):
             self._refuse()
+        if self._clock[_DIRTY] == PERTURBED:
+            raise ConfigError(
+                "the parameters are perturbed, since opt.perturb(). Call opt.step(grads) with the gradients there, or "
+                "opt.unperturb(): both start from where they were."
+            )
+
+    def _torn(self) -> NoReturn:
+        self._settled()
         raise TornStateError(
             f"step {self._clock[_T] + 1} of this {self.rule.name} optimizer was interrupted between two kernels: some "
             "parameters took it and some did not. Restore the parameters and call load_state_dict(...)."

@@ -1,6 +1,6 @@
 """Where the numbers are: structures of arrays, their names, and whether memory can be read or updated in place."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import itemgetter
@@ -51,6 +51,11 @@ class Tree:
         if self.kind == "dict" and flat and size > 1:
             get = itemgetter(*self.keys)
             return lambda given: get(given) if type(given) is dict and given.keys() == keys else self.leaves(given)
+        if self.kind == "dict" and flat and size == 1:
+            (key,) = self.keys
+            return lambda given: (
+                (given[key],) if type(given) is dict and len(given) == 1 and key in given else self.leaves(given)
+            )
         if self.kind in ("list", "tuple") and flat:
             return lambda given: given if type(given) in (list, tuple) and len(given) == size else self.leaves(given)
         return self.leaves
@@ -218,12 +223,16 @@ def span(array: np.ndarray) -> tuple[int, int]:
 
 def check_overlap(spans: Sequence[tuple[int, int]], names: tuple[str, ...]) -> None:
     """Raise `ConfigError` if two parameters share memory: a kernel would update the shared part twice."""
-    found = sorted((start, end, n) for (start, end), n in zip(spans, names, strict=True) if start < end)
-    for (_, end, first), (start, _, second) in pairwise(found):
-        if start < end:
-            raise ConfigError(
-                f"parameters `{first}` and `{second}` share memory; give each array once, or a copy of it."
-            )
+    if shared := overlap([(*span, n) for span, n in zip(spans, names, strict=True)]):
+        raise ConfigError(
+            f"parameters `{shared[0]}` and `{shared[1]}` share memory; give each array once, or a copy of it."
+        )
+
+
+def overlap(spans: Iterable[tuple[int, int, str]]) -> tuple[str, str] | None:
+    """The names of two spans (first byte, the one after the last, name) that overlap, if there are any."""
+    found = sorted(s for s in spans if s[0] < s[1])
+    return next(((first, second) for (_, end, first), (start, _, second) in pairwise(found) if start < end), None)
 
 
 def copied(params: Any) -> Any:

@@ -81,6 +81,7 @@ class Process:
     validation: Callable[[Any], Any] | None
     events: dict[str, list[Callable[[Run], Any]]]
     plateaus: list[Plateau]
+    sam: float | None = None  # how far uphill gradients are taken
     finite: float = math.nan
     started: bool = False
     keep: bool = False
@@ -131,7 +132,7 @@ class Process:
             self.evaluate(batch)
         while self.more():
             lr = self.rate()
-            self.step()
+            self.step(batch)
             self.evaluate(batch)
             self.tell("on_step")
             self.close(lr)
@@ -144,7 +145,7 @@ class Process:
             for batch in batches:
                 batch = batch if isinstance(batch, tuple | list) else (batch,)
                 self.evaluate(batch)
-                self.step()
+                self.step(batch)
                 n = len(batch[0]) if getattr(batch[0], "ndim", 0) else 1
                 total, seen = total + run.loss * n, seen + n
                 run.so_far = lr, total, seen
@@ -181,7 +182,21 @@ class Process:
             "Try a lower learning rate, or bound the loss where it can overflow",
         )
 
-    def step(self) -> None:
+    def uphill(self, batch: Iterable[Any]) -> None:
+        """Take the gradient where the loss rises most, `sam` away; the loss stays that of the parameters."""
+        run, loss = self.run, self.run.loss
+        assert self.sam is not None
+        run.optimizer.perturb(run.grads, rho=self.sam)
+        try:
+            self.evaluate(batch)
+        except BaseException:
+            run.optimizer.unperturb()
+            raise
+        run.loss = loss
+
+    def step(self, batch: Iterable[Any]) -> None:
+        if self.sam is not None:
+            self.uphill(batch)
         if "loss" in self.run.optimizer.rule.schema:  # a step from the value of the loss, such as polyak's
             self.run.optimizer.set(loss=self.run.loss)
         self.run.optimizer.step(self.run.grads)

@@ -11,6 +11,7 @@ from fastopt.values import call
 # What a reduction of elements gives, and the count that a mean divides by.
 _OVER = {
     "parameter": (Level.REDUCED, "count"),
+    "group": (Level.REDUCED, ""),
     "all": (Level.REDUCED, ""),
     "row": (Level.ROW, "columns"),
     "column": (Level.COLUMN, "rows"),

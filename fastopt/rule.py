@@ -9,7 +9,7 @@ from fastopt import lower, views
 from fastopt.errors import RuleError
 from fastopt.formula import Formula, read
 from fastopt.math import FUNCTIONS
-from fastopt.schema import MATRIX, REQUIRED, Domain, Hyper, Rule
+from fastopt.schema import MATRIX, OPTIONS, REQUIRED, Domain, Hyper, Rule
 
 # The field's names carry their domain: one table instead of an annotation on every rule.
 _BY_NAME = {
@@ -107,23 +107,7 @@ def signature(source: Formula) -> tuple[tuple[str, ...], dict[str, Hyper], bool,
     settings = {n for names in _BY_NAME for n in names} - {"momentum"}  # which is a fine name for a state, too
     if known := [n for n in positional[2:] if n in settings]:
         source.refuse(source.tree, f"takes `{known[0]}` as a state; hyperparameters stand behind the `*`.")
-    for name in {
-        "params",
-        "groups",
-        "device",
-        "precise",
-        "maximize",
-        "rule",
-        "frozen",
-        "sparse",
-        "state_dtype",
-        "rounding",
-        "master",
-        "memory",
-    } & {
-        *positional,
-        *keyword,
-    }:
+    for name in {"params", "rule", "frozen", *OPTIONS} & {*positional, *keyword}:
         source.refuse(source.tree, f"names something `{name}`, a word the optimizer itself uses; choose another name.")
     if called := [n for n in keyword if n in FUNCTIONS]:
         source.refuse(source.tree, f"has a hyperparameter `{called[0]}`, a function of fastopt.math; rename it.")

@@ -92,6 +92,23 @@ class Hyper:
         return number
 
 
+# What every rule's optimizer takes besides hyperparameters, see `Optimizer`.
+OPTIONS: dict[str, Any] = {
+    "maximize": False,
+    "groups": (),
+    "device": "auto",
+    "precise": False,
+    "sparse": "lazy",
+    "state_dtype": None,
+    "rounding": "stochastic",
+    "master": None,
+    "memory": None,
+    "nonfinite": "ignore",
+    "zero_grads": False,
+    "copy_out": None,
+}
+
+
 class _Signature:
     """`inspect.signature` of a rule is its optimizer's; of the class `Rule` itself, the usual one."""
 
@@ -153,9 +170,7 @@ class Rule:
     def _signature(self) -> inspect.Signature:
         kind = inspect.Parameter.KEYWORD_ONLY
         own = [inspect.Parameter(n, kind, default=h.default) for n, h in self.schema.items()]
-        given = {"maximize": False, "groups": (), "device": "auto", "precise": False, "sparse": "lazy"}
-        given |= {"state_dtype": None, "rounding": "stochastic", "master": None, "memory": None}
-        common = [inspect.Parameter(n, kind, default=d) for n, d in given.items()]
+        common = [inspect.Parameter(n, kind, default=d) for n, d in OPTIONS.items()]
         return inspect.Signature([inspect.Parameter("params", inspect.Parameter.POSITIONAL_ONLY), *own, *common])
 
     def __call__(self, params: Any, *more: Any, **options: Any) -> Optimizer:

@@ -1,5 +1,6 @@
 """What the compiler made of a rule, to read."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from fastopt import codecs, storage
 from fastopt.errors import ConfigError, DeviceError
 from fastopt.lower import lower
+from fastopt.lowered import Lowered
 from fastopt.params import FLOATS
 from fastopt.schema import MATRIX, Rule
 from fastopt.targets import cpu, cuda
@@ -29,24 +31,30 @@ def source(
 
     `switches` are values of the rule's switches (`amsgrad=True`, `momentum=0.9`); the others have their defaults.
     """
-    if not isinstance(rule, Rule):
-        raise ConfigError(f"rule is a {type(rule).__name__}; expected a rule, such as fastopt.adamw.")
     if target not in TARGETS:
         raise DeviceError(f"target is {target!r}; expected one of {', '.join(map(repr, TARGETS))}.")
-    if unknown := [n for n in switches if n not in rule.switches]:
-        known = ", ".join(rule.switches) or "none"
-        raise ConfigError(f"`{unknown[0]}` is not a switch of `{rule.name}`; its switches are: {known}.")
-    of_p, of_g = _codec(dtype), _codec(dtype if gradient is None else gradient)
-    given = {MATRIX: True, **rule.hyper, **switches}
-    chosen = tuple((n, bool(given[n])) for n in rule.switches)
-    like = np.zeros((64, 64), codecs.array_dtype(of_p.name))
-    stored = storage.read(state_dtype, "stochastic", None, [rule], [like])
-    lowered = stored.applied(lower(rule, chosen), rule, like)
+    lowered, of_p, of_g = chosen(rule, dtype, gradient, state_dtype, switches)
     if target == "cuda":
         if of_p.coded:
             raise DeviceError(f"dtype {of_p}; the CUDA target moves float32 and float64 alone.")
         return cuda.source(rule.name, lowered, of_p.real, of_g, tuple(rule.schema))
     return cpu.source(rule.name, lowered, of_p, of_g)
+
+
+def chosen(
+    rule: Rule, dtype: Any, gradient: Any, state_dtype: Any, switches: Mapping[str, Any]
+) -> tuple[Lowered, codecs.Codec, codecs.Codec]:
+    """A rule with these switches and dtypes, and the codecs of parameters and gradients. Raises `ConfigError`."""
+    if not isinstance(rule, Rule):
+        raise ConfigError(f"rule is a {type(rule).__name__}; expected a rule, such as fastopt.adamw.")
+    if unknown := [n for n in switches if n not in rule.switches]:
+        known = ", ".join(rule.switches) or "none"
+        raise ConfigError(f"`{unknown[0]}` is not a switch of `{rule.name}`; its switches are: {known}.")
+    of_p, of_g = _codec(dtype), _codec(dtype if gradient is None else gradient)
+    given = {MATRIX: True, **rule.hyper, **switches}
+    like = np.zeros((64, 64), codecs.array_dtype(of_p.name))
+    stored = storage.read(state_dtype, "stochastic", None, [rule], [like])
+    return stored.applied(lower(rule, tuple((n, bool(given[n])) for n in rule.switches)), rule, like), of_p, of_g
 
 
 def _codec(dtype: Any) -> codecs.Codec:

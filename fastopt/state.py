@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt import codecs
+from fastopt import accumulate, codecs
 from fastopt.blocks import BLOCK
 from fastopt.errors import CheckpointError, ConfigError, listing
 from fastopt.groups import Settings
@@ -165,7 +165,7 @@ def differences(
         raise CheckpointError(f"not a state of format {FORMAT} (found {found!r}); expected what state_dict() returned.")
     if missing := [k for k in ("rule", "t", "steps", "state", "hyper") if k not in saved]:
         raise CheckpointError(f"the state has no {listing(missing)}; expected what state_dict() returned.")
-    if unknown := saved.keys() - {"format", "rule", "t", "steps", "state", "hyper", "params"}:
+    if unknown := saved.keys() - {"format", "rule", "t", "steps", "state", "hyper", "params", "accumulated"}:
         raise CheckpointError(f"the state has {listing(sorted(map(str, unknown)))}, which this optimizer has not.")
     names, title = settings.names, settings.title
     problems, pairs = [], []
@@ -201,6 +201,7 @@ def differences(
                 problems.append(f"{kind} `{n}`: {a.min()} to {a.max()}, expected 0..{t}")
             else:
                 pairs.append((target, a if a.dtype == target.dtype else a.view(target.dtype)))
+    problems += accumulate.differences(saved.get("accumulated"), names, segments)
     return problems + settings.compare(saved["hyper"]), pairs
 
 

@@ -16,9 +16,9 @@ RESERVED = frozenset(
     "prange types parameters reduced partials lanes parameter first width row start rows columns j wide count "
     "clear fold noise_key key place now present zeros n_chunks n_parameters control thread threads blocks entry "
     "table column numbers sums head end rest part step whole n_elements n_rows n_columns vectors across shift "
-    "down mine line narrow seats seat d block_total update "
-    "from_float16 to_float16 from_bfloat16 to_bfloat16 dice dice_key other_half upper_half lower_half join_halves "
-    "master round_float16 round_bfloat16 load_block store_block rooms end".split()
+    "down mine line narrow seats seat d block_total update length stride own later begin given stop fetch add drain "
+    "compose mend of_group from_float16 to_float16 from_bfloat16 to_bfloat16 dice dice_key other_half upper_half "
+    "lower_half join_halves master round_float16 round_bfloat16 load_block store_block rooms end".split()
 )
 
 
@@ -109,7 +109,7 @@ class Values:
 
 def _taken(name: str) -> bool:
     """Is it a word of the kernel, or like names that the compiler makes up?"""
-    made = r"(k|u|x|total|sum|matrix|scratch|vector|partial|all|noise)\d+|\w+_at"
+    made = r"(k|u|x|total|sum|matrix|scratch|vector|partial|all|noise)\d+|\w+_at|\w+_wide"
     return name in RESERVED or name.endswith("_") or re.fullmatch(made, name) is not None
 
 

@@ -24,12 +24,14 @@ class Wrapper:
     """`wrapper(rule, **hyper)` is a rule called "wrapper(rule)"; what it adds stands behind the rule's own things.
 
     A state or hyperparameter whose name the rule has as well gets the wrapper's name before its own: `grokfast_alpha`.
+    An `lr` without a default is the rule's own.
 
     Attributes:
         behind: `(p, g, new, *state)`, with p and g as the step finds them and the rule's new p, gives what p becomes;
             a formula before the rule is `(p, g, *state)` and gives the g that the rule sees. The new states follow.
         schema, state, init, view: as of a rule; a view of the wrapper hides that of the rule.
         supplied: which of `t` and `matrix` it takes.
+        borrowed: the hyperparameters of the rule that it takes: `lr`, or none.
     """
 
     source: Formula
@@ -38,6 +40,7 @@ class Wrapper:
     schema: Mapping[str, Hyper]
     init: _Starts
     supplied: tuple[str, ...]
+    borrowed: tuple[str, ...]
     view: _Text | None
 
     @property
@@ -55,6 +58,8 @@ class Wrapper:
         """
         if not isinstance(rule, Rule):
             raise ConfigError(f"{self.name}: rule is a {type(rule).__name__}; expected a rule, such as fastopt.adamw.")
+        if missing := [n for n in self.borrowed if n not in rule.schema]:
+            raise ConfigError(f"{self.name}: takes the `{missing[0]}` of its rule, and `{rule.name}` has none.")
         schema = self._defaults(values, defaults)
         renamed = self._names(rule)
         title = f"{self.name}({rule.name})"
@@ -105,8 +110,9 @@ class Wrapper:
     def _names(self, rule: Rule) -> dict[str, str]:
         """What each name of the wrapper is called in the whole formula."""
         taken = splice.names(rule.source.tree) | {*rule.schema, *rule.state, *_SUPPLIED}
-        bound = splice.bound(self.source.tree) - {*_SUPPLIED}
-        if clash := (splice.names(self.source.tree) - bound - {*_SUPPLIED}) & splice.bound(rule.source.tree):
+        given = {*_SUPPLIED, *self.borrowed}
+        bound = splice.bound(self.source.tree) - given
+        if clash := (splice.names(self.source.tree) - bound - given) & splice.bound(rule.source.tree):
             self.source.refuse(
                 self.source.tree, f"uses `{min(clash)}` from outside, but `{rule.name}` has a name like it; rename it."
             )
@@ -166,7 +172,7 @@ class Wrapper:
         defaults = {**{n: h.default for n, h in schema.items()}, **dict.fromkeys(supplied, REQUIRED)}
         keyword = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d) for n, d in defaults.items()]
         whole = inspect.Signature([*positional, *keyword])
-        own = {n: renamed[n] for n in self.schema} | {n: n for n in self.supplied}
+        own = {n: renamed[n] for n in self.schema} | {n: n for n in (*self.supplied, *self.borrowed)}
         inner = (*rule.schema, *_supplied(rule))
 
         def formula(*args: Any, **named: Any) -> Any:
@@ -203,7 +209,8 @@ def _tuple(values: Any) -> tuple[Any, ...]:
 def before(function: _Text | None = None, /, *, init: _Starts | None = None, view: _Text | None = None) -> Any:
     """Make a wrapper of `(p, g, *state, *, **hyperparameters[, t]) -> (g, *state)`: the rule sees the new g.
 
-    Body, states, `init`, `view`, hyperparameters and errors are those of `fastopt.rule`.
+    Body, states, `init`, `view`, hyperparameters and errors are those of `fastopt.rule`; an `lr` without a default is
+    that of the rule.
     """
     return _wrapper(function, init or {}, view, behind=False)
 
@@ -224,14 +231,16 @@ def _wrapper(function: _Text | None, init: _Starts, view: _Text | None, behind: 
     if behind and state[:1] != ("new",):
         source.refuse(source.tree, "stands behind a rule, so it takes (p, g, new, states, *, hyperparameters).")
     state = state[behind:]
+    borrowed = tuple(n for n in ("lr",) if n in schema and schema[n].default is REQUIRED)
     if changed := splice.assigned(source.tree) & {"p", *schema, *(("g",) if behind else ())}:
         source.refuse(source.tree, f"assigns to `{min(changed)}`, which is not its own; choose another name.")
     if wrong := [s for s, v in init.items() if s not in state or (isinstance(v, str) and v != "p" and v not in schema)]:
         source.refuse(source.tree, f"gives `{wrong[0]}` the start {init[wrong[0]]!r}; see fastopt.rule.")
-    made = Wrapper(source, behind, state, schema, dict(init), ("t",) * timed + (MATRIX,) * matrix, view)
+    schema = {n: h for n, h in schema.items() if n not in borrowed}
+    made = Wrapper(source, behind, state, schema, dict(init), ("t",) * timed + (MATRIX,) * matrix, borrowed, view)
     if not str(source.function.__module__).startswith("fastopt."):  # our own are checked by their tests
         made(_PLAIN)
     return made
 
 
-_PLAIN = declare("def plain(p, g):\n    return p - g")
+_PLAIN = declare("def plain(p, g, *, lr):\n    return p - lr * g")

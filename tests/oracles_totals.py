@@ -104,6 +104,22 @@ class AdamMini(Oracle):
         self.p = self.p - lr * np.array(step).reshape(self.p.shape)
 
 
+class RowwiseAdagrad(Oracle):
+    """FBGEMM's EXACT_ROWWISE_ADAGRAD, row by row; with L2 decay the decayed gradient enters the sum."""
+
+    s = None
+
+    def update(self, g, *, lr, eps, weight_decay, initial_accumulator_value):
+        rows = len(self.p) if self.p.ndim == 2 else 1
+        if self.s is None:
+            self.s = np.full(rows, initial_accumulator_value)
+        g = (g + weight_decay * self.p).reshape(rows, -1)
+        for k in range(rows):
+            self.s[k] += sum(x * x for x in g[k]) / len(g[k])
+            g[k] *= lr / (np.sqrt(self.s[k]) + eps)
+        self.p = self.p - g.reshape(self.p.shape)
+
+
 class Polyak(Oracle):
     """Polyak 1987, section 5.3."""
 
@@ -237,6 +253,12 @@ CASES = [
     ),
     Case("novograd", NovoGrad, dict(beta1=0.8, beta2=0.9, eps=1e-4, **DECAY), dict(beta2=0.5)),
     Case("adam_mini", AdamMini, dict(beta1=0.8, beta2=0.98, eps=1e-4, **DECAY), dict(beta2=0.9)),
+    Case(
+        "rowwise_adagrad",
+        RowwiseAdagrad,
+        dict(initial_accumulator_value=0.2, eps=1e-4, **DECAY),
+        dict(lr=0.1, weight_decay=0.0),
+    ),
     Case("adafactor", Adafactor, dict(lr=0.05, weight_decay=0.1), dict(lr=0.1, d=2.0)),
     Case("adafactor", Adafactor, dict(lr=0.05, beta2_decay=-0.5, eps1=0.05, eps2=0.2), dict(eps2=1e-3)),
     Case("ldog", DoG, dict(lr=0.5, reps_rel=0.01, eps=1e-4, weight_decay=0.1), dict(reps_rel=0.1)),

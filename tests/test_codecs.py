@@ -62,7 +62,7 @@ def test_codes_without_ml_dtypes_are_uint16():
 @given(st.lists(st.floats(width=32), min_size=1, max_size=50), st.data())
 def test_rounds_to_the_nearest(name, numbers, data):
     """And numbers half-way between two neighbours, which random ones never are."""
-    largest = {"float16": 0x7BFE, "bfloat16": 0x7F7E}[name]  # but one
+    largest = {"float16": 0x7BFE, "bfloat16": 0x7F7E}[name]  # the last but one before infinity
     codes = np.array(data.draw(st.lists(st.integers(0, largest), min_size=1, max_size=50)), np.uint16)
     low, high = (c.view(DTYPES[name]).astype(np.float64) for c in (codes, codes + np.uint16(1)))
     x = np.concatenate([np.array(numbers, np.float32), ((low + high) / 2).astype(np.float32)])

@@ -44,11 +44,12 @@ def test_links_lead_somewhere(page):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_rules_page_is_what_the_catalogue_says():
-    spec = importlib.util.spec_from_file_location("docs_rules", ROOT / "docs" / "rules.py")
+@pytest.mark.parametrize(("program", "page"), [("rules", "rules.md"), ("wrappers", "one_pass.md")])
+def test_generated_pages_are_what_the_library_says(program, page):
+    spec = importlib.util.spec_from_file_location(f"docs_{program}", ROOT / "docs" / f"{program}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert (ROOT / "docs" / "rules.md").read_text() == module.text(), "run `python docs/rules.py`"
+    assert (ROOT / "docs" / page).read_text() == module.text(), f"run `python docs/{program}.py`"
 
 
 def test_the_comments_beside_the_first_examples_are_true(capsys):

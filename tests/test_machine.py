@@ -13,9 +13,9 @@ import pytest
 from conftest import CACHE, RULES, flat, gradient, params, run_python, unflat
 
 import fastopt as fo
-from fastopt.commands.traffic import usual
 from fastopt.rules import CATALOGUE
 from fastopt.targets.cpu import PARALLEL_BYTES
+from fastopt.traffic import usual
 
 BIG = PARALLEL_BYTES // 8 + 12_345  # above the size from which every rule is parallel, and with a ragged end
 

@@ -1,5 +1,8 @@
 """Gradients of rows: exact equals whole gradients bit for bit, lazy equals torch, row counts each row's own steps."""
 
+import platform
+import re
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -8,7 +11,11 @@ from conftest import leaves, refused
 import fastopt as fo
 from fastopt.lower import lower
 from fastopt.rules import CATALOGUE
+from fastopt.statements import Level
+from fastopt.targets import cpu
 from fastopt.targets import touched as compiled
+from fastopt.touched import helpers, lowered
+from fastopt.wrap import before
 
 N, C = 40, 6
 
@@ -24,16 +31,31 @@ def options(rule):
 
 def sees_rows_alone(rule):
     low = lower(rule, truth(rule))
-    return not low.matrices and not any(q.totals for q in low.passes)
+    return not low.matrices and all(n.level is Level.ROW for q in low.passes for n, _ in q.totals)
 
 
 def keeps_nothing_for_all(rule):
     low = lower(rule, truth(rule))
-    return not low.numbers and not low.noises
+    return Level.REDUCED not in low.numbers.values() and not low.noises
+
+
+@before
+def clip_rows(p, g, *, most=1.0):
+    """A wrapper of a user's own: the norm of every row's gradient is `most` at most."""
+    return g * fo.math.minimum(1.0, most / (fo.math.norm(g, "row") + 1e-6))
+
+
+@fo.rule
+def balanced(p, g, s, *, lr=0.1, t):
+    """Two totals of a row one after the other, a number of the whole shape, and a schedule inside a number."""
+    g = g - fo.math.mean(g, "row")
+    s = s + fo.math.total(g * g, "row") / t
+    return p - lr / fo.math.size(p, "row") * g / (fo.math.sqrt(s) + fo.math.rms(p, "row") / t), s
 
 
 LAZY = [r for r in CATALOGUE.values() if sees_rows_alone(r)]
-EXACT = [r for r in LAZY if keeps_nothing_for_all(r)]
+BY_ROWS = [fo.agc(fo.adagrad), fo.centralize(fo.adamw), clip_rows(fo.adam), balanced]
+EXACT = [*(r for r in LAZY if keeps_nothing_for_all(r)), *BY_ROWS]
 
 
 def drawn(rng, t, n=N, c=C, dtype="float32", zipf=False):
@@ -77,6 +99,44 @@ def test_exact_equals_whole_gradients_bit_for_bit(rule):
         assert not state or state["w"].tobytes() == saved["state"][name]["w"].tobytes(), name
 
 
+def test_rules_of_rows_are_among_them():
+    assert {"adam_mini", "rowwise_adagrad", "adagrad", "ftrl"} <= {r.name for r in EXACT}
+    assert not {"lamb", "adafactor", "muon", "novograd", "adagrad_norm"} & {r.name for r in LAZY}
+
+
+@pytest.mark.parametrize("reading", ["lazy", "row"])
+@pytest.mark.parametrize("columns", [1, 6, 300])  # 300: more than the running sums side by side
+def test_sums_of_rows_are_those_of_whole_gradients(reading, columns):
+    rng = np.random.default_rng(10)
+    for rule in (fo.rowwise_adagrad, balanced):
+        start = rng.normal(size=(N, columns))
+        w, like = start.copy(), start.copy()
+        opt, dense = rule(w, sparse=reading), rule(like)
+        for _ in range(6):
+            g = rng.normal(size=w.shape)
+            opt.step(fo.rows(np.arange(N), g))
+            dense.step(g)
+        assert w.tobytes() == like.tobytes()
+        assert opt.state["s"].shape == (N, 1) and opt.state["s"].tobytes() == dense.state["s"].tobytes()
+
+
+def test_a_rowwise_state_takes_one_number_a_row_and_waits_with_it():
+    rng = np.random.default_rng(11)
+    w = rng.normal(size=(N, C)).astype(np.float32)
+    start = w.copy()
+    opt = fo.rowwise_adagrad(w, lr=0.1)
+    indices, values = np.array([4, 9, 4]), rng.normal(size=(3, C)).astype(np.float32)
+    opt.step(fo.rows(indices, values))
+    sums = np.zeros(N)
+    for i in (4, 9):
+        g = values[indices == i].astype(np.float64).sum(0)
+        sums[i] = np.mean(g * g)
+        # float32 sums of two gradients, and a float32 step
+        np.testing.assert_allclose(w[i], start[i] - 0.1 * g / (np.sqrt(sums[i]) + 1e-8), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(opt.state["s"][:, 0], sums, rtol=1e-6)
+    assert (np.delete(w, [4, 9], 0) == np.delete(start, [4, 9], 0)).all()
+
+
 def test_exact_resumes_and_goes_on_like_whole_gradients():
     rng = np.random.default_rng(2)
     start = rng.normal(size=(N, C))
@@ -98,9 +158,10 @@ def test_exact_resumes_and_goes_on_like_whole_gradients():
     assert a["w"].tobytes() == c["w"].tobytes() and a["b"].tobytes() == c["b"].tobytes()
 
 
-def test_an_idle_rule_has_nothing_to_catch_up_on():
+@pytest.mark.parametrize("rule", [fo.adagrad, fo.rowwise_adagrad, fo.agc(fo.adagrad)], ids=lambda r: r.name)
+def test_an_idle_rule_has_nothing_to_catch_up_on(rule):
     w = np.ones((N, C), np.float32)
-    opt = fo.adagrad(w, sparse="exact")
+    opt = rule(w, sparse="exact")
     for t in range(5):
         opt.step(fo.rows([t], np.ones((1, C), np.float32)))
     assert opt._touched["params"].kept == 0, "a zero gradient changes nothing, so no step was kept"
@@ -230,6 +291,7 @@ def test_any_thread_count_gives_the_same_bits():
     rng = np.random.default_rng(7)
     n, c, k = 20_000, 64, 30_000  # enough for all threads
     indices, values = rng.integers(0, n, k), rng.normal(size=(k, c)).astype(np.float32)
+    indices[:: k // 3000] = 7  # one row has a tenth of them
     results = []
     try:
         for threads in (1, 2):
@@ -316,7 +378,7 @@ def test_rules_that_look_at_whole_parameters_say_so():
         opt = rule({"w": np.ones((N, C), np.float32)}, sparse="exact")
         with pytest.raises(fo.ConfigError, match=f'{why}.*sparse="lazy"'):
             opt.step({"w": fo.rows([1], np.ones((1, C), np.float32))})
-    with pytest.raises(fo.ConfigError, match="sparse is 'often'; expected one of 'lazy', 'exact', 'row'"):
+    with pytest.raises(fo.ConfigError, match="sparse is 'often'; expected one of 'lazy', 'exact', 'closed', 'row'"):
         fo.adam(w, sparse="often")
 
 
@@ -326,5 +388,123 @@ def test_the_radix_sort_is_stable():
         for size in (0, 1, 2, 1000):
             indices = rng.integers(0, n_rows, size)
             order, other = np.empty(size, np.int64), np.empty(size, np.int64)
-            compiled.sort.py_func(indices, n_rows, order, other)
+            shift = compiled.sort.py_func(indices, n_rows, order, other)
+            np.testing.assert_array_equal(order & ((1 << shift) - 1), np.argsort(indices, kind="stable"))
+            np.testing.assert_array_equal(order >> shift, np.sort(indices))
+
+
+def test_every_row_is_in_one_share_and_its_gradients_are_in_order():
+    rng = np.random.default_rng(9)
+    n_rows = 5000
+    shuffled = rng.permutation(n_rows)
+    for indices in (shuffled[:0], shuffled[:1], np.sort(shuffled), shuffled, shuffled[rng.integers(0, 40, 3000)]):
+        k = len(indices)
+        order, other, places = np.empty(k, np.int64), np.empty(k, np.int64), np.empty((k + 1, 2), np.uint64)
+        for threads in (1, 2, 7):
+            work = np.zeros((threads, 4), np.uint64)
+            n = helpers().prepare(indices, n_rows, order, other, places, work)
+            rows, starts = places[:n, 0].astype(np.int64), places[: n + 1, 1].astype(np.int64)
+            np.testing.assert_array_equal(rows, np.unique(indices))
+            np.testing.assert_array_equal(np.repeat(rows, np.diff(starts)), indices[order])
             np.testing.assert_array_equal(order, np.argsort(indices, kind="stable"))
+            lo, hi = work[:, :2].T.astype(np.int64)
+            assert [*lo, n] == [0, *hi], "shares follow each other"
+            assert n == 0 or (lo[1:] > 0).all(), "a second share that begins at 0 would count the step twice"
+            costs = starts[hi] - starts[lo] + 3 * (hi - lo)
+            assert costs.max() <= costs.sum() / threads + np.diff(starts, prepend=0).max() + 3
+
+
+CLOSED = {
+    "sgd": (fo.sgd, {"momentum": 0.9, "weight_decay": 0.01, "nesterov": True}),
+    "qhm": (fo.qhm, {"weight_decay": 0.01}),
+    "rmsprop": (fo.rmsprop, {"momentum": 0.9}),
+    "averaged": (fo.ema(fo.sgd), {"weight_decay": 0.01, "decay": 0.9}),
+    "adagrad": (fo.adagrad, {}),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_closed_forms_give_what_whole_gradients_give_but_for_rounding(name):
+    rule, hyper = CLOSED[name]
+    rng = np.random.default_rng(12)
+    start = rng.normal(size=(N, C))
+    a, b = {"w": start.copy(), "b": np.ones(3)}, {"w": start.copy(), "b": np.ones(3)}
+    lr = lambda t: 1e-2 / (1 + t % 3)  # noqa: E731 - every step has another matrix
+    dense, sparse = rule(a, lr=lr, **hyper), rule(b, lr=lr, sparse="closed", **hyper)
+    for t in range(300):
+        indices, values = drawn(rng, t, dtype="float64", zipf=True)
+        bias = None if t % 4 == 1 else np.full(3, 0.1)
+        g = whole(indices, values)
+        dense.step({"w": g, "b": bias})
+        sparse.step({"w": g if t == 200 else fo.rows(indices, values), "b": bias})
+        touched = np.unique(indices)
+        # products in another order, in float64
+        np.testing.assert_allclose(b["w"][touched], a["w"][touched], rtol=0, atol=1e-11)
+        if t == 150:
+            sparse.load_state_dict(sparse.state_dict())
+    sparse.catch_up()
+    np.testing.assert_allclose(b["w"], a["w"], rtol=0, atol=1e-11)
+    for state in dense.state:
+        np.testing.assert_allclose(sparse.state[state]["w"], dense.state[state]["w"], rtol=0, atol=1e-11)
+    before = b["w"].copy()
+    sparse.catch_up()
+    assert b["w"].tobytes() == before.tobytes(), "nothing is left to catch up on"
+
+
+def test_closed_forms_reach_far_in_float32():
+    w = np.ones((N, C), np.float32)
+    opt = fo.sgd(w, lr=0.01, weight_decay=0.1, sparse="closed")
+    for _ in range(1000):
+        opt.step(fo.rows([1], np.zeros((1, C), np.float32)))
+    opt.catch_up()
+    # the touched row is rounded 1000 times, the others once
+    np.testing.assert_allclose(w[0], 0.999**1000, rtol=1e-6)
+    np.testing.assert_allclose(w[1], 0.999**1000, rtol=1e-4)
+
+
+def test_closed_forms_are_refused_where_there_are_none():
+    one = np.ones((1, C), np.float32)
+    for rule, says in (
+        (fo.adamw, "what a gradient of zeros does to p, m, v is not linear in them"),
+        (fo.radam, "is not linear"),  # though in its first five steps it is
+        (fo.lion, "is not linear"),
+        (fo.rowwise_adagrad, "it sums over rows"),
+        (fo.nadam, "for all rows together"),
+    ):
+        w = {"a": np.ones(3, np.float32), "w": np.ones((N, C), np.float32)}
+        opt = rule(w, sparse="closed")
+        with pytest.raises(fo.ConfigError, match=says):
+            opt.step({"a": np.ones(3, np.float32), "w": fo.rows([1], one)})
+        assert opt.t == 0 and (w["w"] == 1).all() and (w["a"] == 1).all()
+        opt.step({"a": np.ones(3, np.float32), "w": None})
+
+
+@pytest.mark.parametrize("rule, reading", [(fo.rowwise_adagrad, "lazy"), (fo.sgd, "exact"), (fo.sgd, "closed")])
+def test_what_is_done_around_a_step_goes_with_rows(rule, reading):
+    w, copy = np.ones((N, C), np.float32), np.ones((N, C), np.float16)
+    opt = rule({"w": w}, lr=0.5, weight_decay=0.1, sparse=reading, nonfinite="skip", copy_out={"w": copy})
+    one = np.ones((1, C), np.float32)
+    opt.step({"w": fo.rows([1], np.nan * one)})
+    assert opt.t == 0 and (w == 1).all(), "a rule with sums of rows looks before it writes, too"
+    opt.step({"w": fo.rows([1], one)})
+    opt.step({"w": fo.rows([3, 3], np.repeat(one, 2, 0))}, scale=2.0)  # 2 / 2 is the gradient of the step before
+    opt.catch_up()
+    assert copy.tobytes() == w.astype(np.float16).tobytes()
+    assert (w[1] < 1).all() and np.isfinite(w).all()
+    if reading != "lazy":
+        decayed = np.float32(0.95)  # 1 - lr * weight_decay
+        np.testing.assert_allclose(w[[0, 1, 3], 0], [decayed**2, (0.95 - 0.5) * 0.95, 0.95**2 - 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("reading", ["lazy", "exact", "closed"])
+def test_loops_over_rows_are_packed_and_ask_for_memory_ahead(reading):
+    from test_machine import PACKED, assembly
+
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        pytest.skip("no patterns for this processor")
+    rule, f4 = fo.rmsprop, np.dtype(np.float32)
+    low = lowered(lower(rule, tuple((n, False) for n in rule.switches)), reading, rule, "w")
+    code = assembly(cpu.source(rule.name, low, f4, f4, False))
+    for operation in ("add", "mul", "div", "sqrt"):
+        assert re.search(PACKED.format(operation), code), operation
+    assert "prefetch" in code

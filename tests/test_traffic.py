@@ -3,8 +3,8 @@
 import pytest
 
 import fastopt as fo
-from fastopt.commands.traffic import kept, traffic, usual
 from fastopt.math import mean, norm
+from fastopt.traffic import kept, moved, usual
 
 
 @fo.rule
@@ -32,6 +32,6 @@ def rows(p, g, r, c, n, *, lr=1e-2):
 )
 def test_traffic_is_that_of_the_passes(rule, loads, stores, passes, state):
     lowered = usual(rule)
-    moved = traffic(lowered)
-    assert (moved.loads, moved.stores, moved.passes) == (loads, stores, passes)
-    assert moved.bytes() == 4 * (loads + stores) and kept(lowered) == state
+    seen = moved(lowered)
+    assert (seen.loads, seen.stores, seen.passes) == (loads, stores, passes)
+    assert seen.bytes == 4 * (loads + stores) and kept(lowered) == state

@@ -10,7 +10,6 @@ import numpy as np
 
 import fastopt
 from fastopt import state
-from fastopt.averages import SHOWN, TURNING
 from fastopt.checkpoint import files, format, tree
 from fastopt.checkpoint.digest import described, digest
 from fastopt.checkpoint.files import Damaged
@@ -48,11 +47,7 @@ def captured(opt: Optimizer, params: bool, extra: Any) -> Iterator[memoryview]:
         format.code(name, a)
         tensors[name] = a.copy()
     with opt._alone():
-        opt._catch_up()
-        saved, settings = (
-            state.save(opt._settings, opt._segments, opt._place.read(opt._clock), params=params),
-            opt._settings,
-        )
+        saved, settings = opt._saved(params), opt._settings
         run = {
             "fastopt": fastopt.__version__,
             "groups": {p: _group(settings, k) for k, p in enumerate(settings.patterns)},
@@ -116,8 +111,7 @@ def load(
     """
     with opt._alone():
         settings = opt._settings
-        if opt._clock[1] in (SHOWN, TURNING):
-            opt._refuse()
+        opt._settled()
         with files.opened(path) as file:
             header = format.header(file)
             seen = _saved(file, header, {n: _ghost(file, n, e) for n, e in header.tensors.items()})

@@ -19,11 +19,11 @@ import numpy as np
 
 from fastopt.commands import picture, rule_named
 from fastopt.commands.peers import Step, numpy_naive, numpy_out, torch_step
-from fastopt.commands.traffic import traffic, usual
 from fastopt.errors import ConfigError
 from fastopt.lower import of_matrices
 from fastopt.progress import need
 from fastopt.schema import Rule
+from fastopt.traffic import moved, usual
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def race(rule: Rule, n: int, extra: Mapping[str, Callable[..., Any]] | None = No
     made |= {name: make(rule, [p], [g]) for name, make in (extra or {}).items()}
     made |= {"NumPy out=": numpy_out(rule, p, g, state), "NumPy naive": numpy_naive(rule, p, g, state)}
     made = {"fastopt": partial(optimizer.step, g)} | {name: step for name, step in made.items() if step}
-    return Race(n, n * traffic(usual(rule)).bytes(), interleave(made, **timing))
+    return Race(n, n * moved(usual(rule)).bytes, interleave(made, **timing))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

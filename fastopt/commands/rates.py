@@ -64,6 +64,7 @@ SETTINGS: dict[str, Setting] = {
     "lamb": Setting(6e-3, 5e-3),
     "novograd": Setting(0.03, 0.03),
     "adam_mini": Setting(3e-3, 3e-3),
+    "rowwise_adagrad": Setting(0.05, 0.05),
     "adafactor": Setting(0.05, 0.03),
     "polyak": Setting(1.0, 1.0),
     "sps": Setting(0.1, 0.3),

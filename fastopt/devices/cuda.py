@@ -41,6 +41,7 @@ class Cuda:
         self.captured: list[plan.DevicePlan] = []
         self._producers: dict[Producer, None] = {}
         self._incoming: DeviceGradients | None = None
+        self._factor = 1.0  # of the gradients, as it was written last
         self._last: int | None = None  # the stream of the last step
 
     # ---------------------------------------------------------------- memory
@@ -91,6 +92,12 @@ class Cuda:
         if not settings.storage.plain:
             raise DeviceError("state_dtype is for parameters in host memory; on a GPU leave it out.")
         for k, array in enumerate(owned):
+            totals = [n.total for q in settings.lowered(k, array).passes for n, _ in q.totals if n.total]
+            if any(over == "group" for _, over in totals):
+                raise DeviceError(
+                    f"`{settings.rule(k).name}` has a total over a group, which the CUDA target cannot take; give each "
+                    "group a rule of its own, as Group(pattern, rule=fastopt.clip_norm(rule, 1.0)) does."
+                )
             if settings.lowered(k, array).matrices:
                 raise DeviceError(
                     f"`{settings.rule(k).name}` calls functions of whole matrices, which the CUDA target cannot run; "
@@ -140,6 +147,21 @@ class Cuda:
             missed = (now[_T] - now[_STEPS:]).tolist()
             return plan.build(self, settings, segments, kinds, missed, threads.epoch)
 
+    def copied(self, array: DeviceArray) -> DeviceArray:
+        made = self.zeros(array.size, array.dtype).reshape(array.shape)
+        made[...] = array
+        return made
+
+    def show(self, settings: Settings, segments: Sequence[Segment], kinds: tuple[str, ...], clock: np.ndarray) -> None:
+        missed, now = (clock[_T] + 1 - clock[_STEPS:]).tolist(), self.read(clock.copy())
+        made = plan.build(self, settings, segments, kinds, missed, threads.epoch)
+        made.aim(np.zeros(len(segments), np.uint64))  # a view reads no gradient
+        self.write(clock)
+        try:
+            made.run(settings, clock, None)
+        finally:
+            self.write(now)  # which waits
+
     def call(self, module: Any, name: str, grid: str, arguments: list[int], limit: int = 1) -> Call:
         """A kernel of a generated module with its arguments; `limit`: more blocks than that would find no work."""
         function = cubins.function(self.driver, self.device, module, name, self.precise)
@@ -167,6 +189,12 @@ class Cuda:
             self.driver.synchronize(self.device)
         if not capturing:
             self._last = stream
+
+    def unscale(self, factor: float, stream: int) -> None:
+        """Multiply gradients by `factor` from now on; 1 leaves what others have written into `control`."""
+        if factor != self._factor:
+            self._factor = factor
+            self.copy_in(self.control[:1], np.array([factor]), stream)
 
     def capturing(self, stream: int) -> bool:
         return self.driver.capturing(self.device, stream)

@@ -52,6 +52,14 @@ class Place(Protocol):
         stream: int | None,
     ) -> Any: ...
     def stream(self, stream: Any) -> int: ...
+    def copied(self, array: Any) -> Any:
+        """Another array that holds the same, for as long as parameters are shown otherwise."""
+        ...
+
+    def show(self, settings: Settings, segments: Sequence[Segment], kinds: tuple[str, ...], clock: np.ndarray) -> None:
+        """A step that counts nowhere, whose rules are views: `clock` is that before the last step."""
+        ...
+
     def changed(self, settings: Settings, clock: np.ndarray, stream: int | None, replay: bool = False) -> None:
         """Bring new hyperparameters to graphs that were captured. `replay`: the host hears of a step in this way."""
         ...
@@ -90,6 +98,13 @@ class Host:
         stream: int | None,
     ) -> plan.Plan:
         return plan.build(settings, segments, kinds, (clock[_T] - clock[_STEPS:]).tolist(), touched, reading)
+
+    def copied(self, array: np.ndarray) -> np.ndarray:
+        return array.copy()
+
+    def show(self, settings: Settings, segments: Sequence[Segment], kinds: tuple[str, ...], clock: np.ndarray) -> None:
+        missed = (clock[_T] + 1 - clock[_STEPS:]).tolist()
+        plan.build(settings, segments, kinds, missed, {}, "lazy").run(settings, clock)
 
     def stream(self, stream: Any) -> int:
         raise ConfigError(f"stream is {stream!r}; these parameters are in host memory, where there are no streams.")

@@ -25,6 +25,7 @@ from fastopt.rules.prodigy import dadapt_adam, prodigy
 from fastopt.rules.qhm import qhadam, qhm
 from fastopt.rules.radam import radam
 from fastopt.rules.rmsprop import rmsprop
+from fastopt.rules.rowwise_adagrad import rowwise_adagrad
 from fastopt.rules.rprop import rprop
 from fastopt.rules.schedule_free import schedule_free_adamw, schedule_free_sgd
 from fastopt.rules.sgd import sgd
@@ -42,7 +43,7 @@ _ORDER = (
     (sgd, sgld, qhm, asgd, signsgd, signum, lion, sophia, rprop),  # no second moment
     (adagrad, rmsprop, adadelta, ftrl, madgrad),
     (adam, adamw, adamax, nadam, radam, adabelief, yogi, laprop, adopt, qhadam, ademamix, adan, mars),
-    (lars, lamb, novograd, adam_mini, adafactor),  # totals of a parameter, its rows or columns
+    (lars, lamb, novograd, adam_mini, rowwise_adagrad, adafactor),  # totals of a parameter, its rows or columns
     (polyak, sps, adagrad_norm, dog, ldog, dadapt_adam, prodigy),  # totals of all parameters
     (schedule_free_sgd, schedule_free_adamw),  # averages in place of a schedule
     (muon, shampoo, soap),  # of matrices

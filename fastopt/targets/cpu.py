@@ -12,7 +12,7 @@ from fastopt.codecs import Codec
 from fastopt.lowered import Lowered
 from fastopt.passes import Pass
 from fastopt.statements import Level
-from fastopt.targets import loops, numbers, text
+from fastopt.targets import loops, numbers, rows, text
 
 # Bytes of parameters, gradients and state above which a step uses all threads. On idle cores a second one pays from
 # 1 MiB on, but on busy cores a parallel launch waits for the scheduler, milliseconds: there must be something to win.
@@ -34,7 +34,7 @@ import numpy as np
 from numba import {numba}
 
 {halves}from fastopt.targets.pointers import {pointers}
-{sums}{noise}
+{sums}{rows}{noise}
 real = np.{dtype}{wide}
 tiny = np.finfo(real).tiny  # below it numbers are subnormal: slow everywhere, and state would stall there
 
@@ -70,7 +70,7 @@ def {name}(tasks, work, addresses, hyper, clock, last{reduced_names}{room_names}
 
 _REDUCED_TYPES = """
         types.uint64[:, ::1],  # parameters: a row each; segment, group, its chunks' bounds, elements, rows, columns
-        types.float64[:, ::1],  # reduced: a row per segment; its totals, then numbers
+        types.float64[:, ::1],  # reduced: a row per segment; its totals, then numbers, and its group
         types.float64[:, ::1],  # partials: a row per chunk; its totals
         types.float64[:, :, ::1],  # lanes: per task and total, the numbers of a block on their way into the sum"""
 
@@ -93,7 +93,7 @@ def source(
     """The text of the kernels of a lowered rule, one a pass, for parameters of `dtype` and gradients of another."""
     of = text.dtypes(lowered, dtype, gradient)
     names = kernel_names(lowered)
-    passes = zip(names, lowered.passes, strict=True)
+    passes = zip(names, lowered.passes[-len(names) :], strict=True)
     kernels = [_kernel(name, lowered, q, of, parallel) for name, q in passes]
     return _MODULE.format(
         title=f"{rule}: {dtype} parameters, {gradient} gradients, {'all threads' if parallel else 'one thread'}",
@@ -102,16 +102,17 @@ def source(
         imports=text.imports(lowered),
         numba="njit, prange, types" if parallel else "njit, types",
         pointers=", ".join(sorted(_pointers(lowered, of))),
-        sums="from fastopt.targets.sums import add_columns, clear, clear_part, drain, everywhere, gather\n"
+        sums="from fastopt.targets.sums import add_columns, clear, clear_part, drain, everywhere, gather, of_group\n"
         if lowered.slots
         else "",
+        rows="from fastopt.targets.touched import add, compose, fetch\n" if lowered.touched else "",
         noise=("from fastopt.targets.noise import noise_key, normal\n" if lowered.noises else "")
         + ("from fastopt.targets.blocks import load_block, round_block, store_block\n" if lowered.scales else "")
         + ("from fastopt.targets.dice import dice, dice_key, other_half\n" if lowered.rounded else ""),
         halves=text.halves(kernels),
         dtype=of["p"].real,
         wide="\nwide = np.float64  # numbers and sums" if lowered.slots else "",
-        functions=text.functions(lowered, "@njit"),
+        functions=text.mending(kernels, "@njit") + text.functions(lowered, "@njit"),
         kernels="".join(kernels),
         names=", ".join([*names, ""]).strip(),
     )
@@ -119,16 +120,18 @@ def source(
 
 def _pointers(lowered: Lowered, of: dict[str, Codec]) -> set[str]:
     used = {f"{d}_at" for b, d in of.items() if lowered.between.get(b) is not Level.ELEMENT}
-    return used | ({"uint64_at"} if lowered.touched else set())
+    return used | {f"{d}_at" for d in rows.POINTERS.get(lowered.touched, ())}
 
 
 def kernel_names(lowered: Lowered) -> list[str]:
-    n = len(lowered.passes)
+    n = 1 if lowered.touched else len(lowered.passes)
     return ["kernel"] if n == 1 else [f"kernel_{k}" for k in range(n)]
 
 
 def _kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, Codec], parallel: bool) -> str:
     last = q is lowered.passes[-1]
+    if lowered.touched:
+        q = rows.before(lowered)
     gathered = [n.total[0] for n, _ in q.totals if n.total and n.level is Level.REDUCED]
     return _KERNEL.format(
         name=name,
@@ -142,7 +145,7 @@ def _kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, Codec], parallel
         numbers=numbers.function(name, lowered, q) if q.numbers else "",
         before=f"\n    numbers_{name}(parameters, addresses, hyper, reduced)" if q.numbers else "",
         count=_COUNT if last else "",
-        elements=text.indent(loops.elements(lowered, q, of), 12),
+        elements=text.indent(rows.elements(lowered, of) if lowered.touched else loops.elements(lowered, q, of), 12),
         after="".join(f"\n    gather(parameters, partials, reduced, {k})" for k in gathered),
         done=_DONE if last else "",
     )

@@ -89,6 +89,7 @@ def source(
         if found := cuda_numbers.everywhere(q):
             everywhere[f"gather_{k}"] = tuple(found)
     whole, constants = text.unsigned("".join(kernels))
+    decorator = "@cuda.jit(device=True)"
     found = _MODULE.format(
         title=f"{rule}: {dtype} parameters, {gradient} gradients",
         columns=text.legend(lowered),
@@ -96,7 +97,7 @@ def source(
         helpers=_helpers(whole),
         dtype=dtype,
         constants=constants,
-        functions=text.functions(lowered, "@cuda.jit(device=True)"),
+        functions=text.mending([whole], decorator) + text.functions(lowered, decorator),
         kernels=whole,
         buffers=", ".join(of),
         slots=lowered.slots,

@@ -49,7 +49,7 @@ class Elements:
 
     @property
     def _results(self) -> list[str]:
-        stores = [text.result(b, value, self.of) for b, value in self.q.stores]
+        stores = [f"np.{self.of[b]}(0)" if b == "g" else text.result(b, value, self.of) for b, value in self.q.stores]
         return stores + [f"wide({value})" for _, value in self.q.totals]
 
     @property

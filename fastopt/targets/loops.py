@@ -60,90 +60,22 @@ while lo < hi:  # a row
 {done}"""
 
 
-# A chunk is a run of the rows that are touched. Rows behind the step catch up first, with a gradient of zeros.
-_TOUCHED = """\
-columns, places_at = addresses[segment, {columns}], uint64_at(addresses[segment, {places}])
-{once}
-for place in range(lo, hi):
-    row = places_at[np.uint64(2) * place]
-    first = row * columns
-    shift = (places_at[np.uint64(2) * place + np.uint64(1)] * columns - first) * np.uint64({itemsize})
-{steps}"""
-
-_LAZY = """\
-g_at = {dtype}_at(addresses[segment, 1] + shift)
-for i in range(first, first + columns):
-{loop}"""
-
-_ROW = """\
-group = steps_at[row]
-steps_at[row] = group + np.uint64(1)
-{columns}
-g_at = {dtype}_at(addresses[segment, 1] + shift)
-for i in range(first, first + columns):
-{loop}"""
-
-_EXACT = """\
-group = steps_at[row]
-steps_at[row] = end
-while group <= now:
-{columns}
-    g_at = {dtype}_at(addresses[segment, 1] + shift if group == present else zeros - first * np.uint64({itemsize}))
-    for i in range(first, first + columns):
-{loop}
-    group += np.uint64(1)"""
-
-
-def touched(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
-    """Lines of text of the loop over the rows that a gradient touches."""
-    place = {n: lowered.buffers.index(n) for n in lowered.between}
-    loop = _loads(lowered, q, of)
-    loop += q.body
-    loop += _stores(lowered, q, of)
-    once = _noises(lowered, loop)
-    once += [f"{n.name} = real(reduced[segment, {n.slot}])" for n in q.uses]
-    buffers = _buffers(lowered, q) - {"g"}
-    once += [f"{b}_at = {text.pointer(lowered, b, of[b])}" for b in lowered.buffers if b in buffers]
-    columns = text.columns(lowered, loop + once, "{}")
-    how = {"dtype": of["g"], "itemsize": of["g"].itemsize}
-    if lowered.touched == "lazy":
-        once = columns + once
-        steps = _LAZY.format(loop=text.indent(loop, 4), **how)
-    else:
-        exact = lowered.touched == "exact"
-        once += [f"{n} = addresses[segment, {place[n]}]" for n in ("now", "present", "end", "zeros") if exact]
-        once += [f"steps_at = uint64_at(addresses[segment, {place['steps']}])"]
-        steps = (_EXACT if exact else _ROW).format(
-            columns=text.indent(columns, 4 * exact), loop=text.indent(loop, 4 + 4 * exact), **how
-        )
-    frame = _TOUCHED.format(
-        columns=place["columns"],
-        places=place["places"],
-        once="\n".join(once),
-        itemsize=of["g"].itemsize,
-        steps=text.indent(steps.splitlines(), 4),
-    )
-    return [line for line in frame.splitlines() if line.strip()]
-
-
 def elements(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
     """Lines of text; `of`: how every buffer is stored."""
-    if lowered.touched:
-        return touched(lowered, q, of)
     rows = [n for n in q.uses if n.level is Level.ROW]
     columns = [n for n in q.uses if n.level is Level.COLUMN]
     of_rows, of_columns, of_all = ([(n, v) for n, v in q.totals if n.level is level] for level in _LEVELS)
     loop = [f"{n.name} = real({n.vector}_at[i - lo])" for n in columns]
-    loop += _loads(lowered, q, of)
+    loop += loads(lowered, q, of)
     loop += q.body
-    loop += _stores(lowered, q, of)
+    loop += stores(lowered, q, of)
     loop += [f"lanes[task, {_slot(n)}, i - first] += wide({value})" for n, value in (*of_all, *of_rows)]
     loop += [f"{_part(n)}_at[part + (i - lo)] += wide({value})" for n, value in of_columns]
 
-    buffers = dict.fromkeys(b for b in lowered.buffers if b in _buffers(lowered, q))
+    buffers = dict.fromkeys(b for b in lowered.buffers if b in used(lowered, q))
     buffers |= dict.fromkeys([n.vector for n in (*rows, *columns, *(n for n, _ in of_rows))])
     buffers |= dict.fromkeys([_part(n) for n, _ in of_columns])
-    unpack = _noises(lowered, [*loop, *_encode(lowered, q, lowered.scales.values())])
+    unpack = noises(lowered, [*loop, *_encode(lowered, q, lowered.scales.values())])
     unpack = text.columns(lowered, loop + unpack, "{}") + unpack
     unpack += [f"{n.name} = real(reduced[segment, {n.slot}])" for n in q.uses if n.level is Level.REDUCED]
     blocked = [b for b in buffers if of[b].blocked]
@@ -178,13 +110,14 @@ def elements(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
     return [*unpack, *(line for line in frame.splitlines() if line.strip())]
 
 
-def _buffers(lowered: Lowered, q: Pass) -> set[str]:
+def used(lowered: Lowered, q: Pass) -> set[str]:
     """What a pass reads or writes, of each element."""
-    used = {b for _, b in q.loads} | {b for b, _ in q.stores}
-    return used | {"master"} if lowered.master and "p" in used else used
+    found = {b for _, b in q.loads} | {b for b, _ in q.stores}
+    return found | {"master"} if lowered.master and "p" in found else found
 
 
-def _loads(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
+def loads(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
+    """Lines that load an element of each buffer of a pass, decoded."""
     return [
         f"{local} = {masters.load(lowered.master, of)}"
         if b == "p" and lowered.master
@@ -193,7 +126,8 @@ def _loads(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
     ]
 
 
-def _stores(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
+def stores(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
+    """Lines that store one, encoded."""
     chances = text.chances(lowered)
     lines = []
     for b, value in q.stores:
@@ -224,7 +158,8 @@ def _encode(lowered: Lowered, q: Pass, blocked: Iterable[str]) -> list[str]:
     ]
 
 
-def _noises(lowered: Lowered, loop: list[str]) -> list[str]:
+def noises(lowered: Lowered, loop: list[str]) -> list[str]:
+    """Lines that make the keys of the random numbers that the loop draws."""
     named = [(key, seed) for key, seed in lowered.noises if key in text.words(loop)]
     key = f"addresses[segment, {lowered.buffers.index('key')}]" if named else ""
     keys = [f"{name} = noise_key({seed}, clock[0], {key}, {name[5:]})" for name, seed in named]

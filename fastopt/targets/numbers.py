@@ -50,7 +50,8 @@ def _scalar(lowered: Lowered, n: Number, known: dict[str, Number]) -> list[str]:
         lines += [f"    {n.name} += {text.wide(n.text, lowered)}"]
     elif n.total:
         k, over = n.total
-        lines = [f"{n.name} = all{k}" if over == "all" else f"{n.name} = reduced[segment, {k}]"]
+        sums = {"all": f"all{k}", "group": f"of_group(reduced, {k}, segment)"}
+        lines = [f"{n.name} = {sums.get(over, f'reduced[segment, {k}]')}"]
     elif n.state:
         lines = [f"{n.name} = {text.pointer(lowered, n.state, FLOAT64)}[0]"]
     else:

@@ -58,6 +58,16 @@ def everywhere(reduced, k):
 
 
 @njit
+def of_group(reduced, k, segment):
+    """Total `k` over the parameters of a group, in order; the last column says which they are."""
+    column, total = reduced.shape[1] - 1, 0.0
+    for other in range(reduced.shape[0]):
+        if reduced[other, column] == reduced[segment, column]:
+            total += reduced[other, k]
+    return total
+
+
+@njit
 def clear_part(part, first, columns):
     """Set a chunk's part of the sums of columns to 0."""
     for j in range(columns):

@@ -7,7 +7,7 @@ import numpy as np
 
 from fastopt import codecs, math
 from fastopt.codecs import Codec
-from fastopt.lowered import Lowered
+from fastopt.lowered import COPY, Lowered
 
 _NONE: Mapping[str, str] = {}
 
@@ -92,8 +92,10 @@ def load(buffer: str, value: str, of: Mapping[str, Codec]) -> str:
 
 def result(buffer: str, value: str, of: Mapping[str, Codec], chances: Mapping[str, str] = _NONE) -> str:
     """What is stored, encoded: state without subnormal numbers. `chances`: buffer -> bits that it is rounded by."""
+    if buffer == "g":
+        return value  # 0, whose code is 0 in every codec
     codec = of[buffer]
-    value = value if buffer == "p" else f"flush({value})"
+    value = value if buffer in ("p", COPY) else f"flush({value})"
     if codec.coded and buffer in chances:
         return f"round_{codec}({value}, {chances[buffer]})"
     if codec.coded:
@@ -112,6 +114,12 @@ def halves(lines: Iterable[str]) -> str:
     known = {f"{way}_{name}" for way in ("from", "to", "round") for name in ("float16", "bfloat16")}
     called = sorted(words(lines) & {*known, "upper_half", "lower_half", "join_halves"})
     return f"from fastopt.targets.halves import {', '.join(called)}\n" if called else ""
+
+
+def mending(lines: Iterable[str], decorator: str) -> str:
+    """The definition of `mend`, where the lines call it."""
+    text = "def mend(x):\n    return x if x - x == 0 else real(0)"
+    return f"\n\n{decorator}\n{text}\n" if "mend" in words(lines) else ""
 
 
 def indent(lines: list[str], spaces: int) -> str:

@@ -1,8 +1,8 @@
-"""The wrappers: `fo.grokfast(fo.adamw)` is a rule like any other. Each is a formula, spliced into that of the rule."""
+"""Wrappers that change the gradient before the rule sees it: clipping, centring, normalising, amplifying."""
 
-from fastopt.math import clip, maximum, mean, minimum, norm, normal, rms, sqrt, where
+from fastopt.math import clip, maximum, mean, minimum, norm, rms, where
 from fastopt.schema import Fraction, NonNegative
-from fastopt.wrap import before, behind
+from fastopt.wrap import before
 
 
 @before
@@ -20,6 +20,12 @@ def clip_norm(p, g, *, max_norm: NonNegative):
     the gradients, and nothing is written. A gradient that is not finite makes all of them NaN or 0, as in PyTorch.
     """
     return g * minimum(1.0, max_norm / (norm(g, "all") + 1e-6))
+
+
+@before
+def clip_group_norm(p, g, *, max_norm: NonNegative):
+    """`clip_norm` of every group by itself, the parameters that are in none being one, too. Not on a GPU yet."""
+    return g * minimum(1.0, max_norm / (norm(g, "group") + 1e-6))
 
 
 @before
@@ -60,15 +66,6 @@ def normalize(p, g, *, by_rms=False, eps: NonNegative = 1e-8):
 
 
 @before
-def noisy(p, g, *, eta: NonNegative = 0.3, gamma: NonNegative = 0.55, seed=0, t):
-    """Annealed gradient noise. Neelakantan et al. 2015, arXiv:1511.06807: normal, of variance eta / t^gamma.
-
-    The paper counts its steps from 0 and writes (1 + t). For the numbers see `fastopt.math.normal`.
-    """
-    return g + sqrt(eta / t**gamma) * normal(p, seed)
-
-
-@before
 def grokfast(p, g, h, *, alpha: Fraction = 0.98, lamb: NonNegative = 2.0, t):
     """Grokfast-EMA. Lee et al. 2024, arXiv:2405.20233: what changes slowly in the gradient is amplified.
 
@@ -78,39 +75,3 @@ def grokfast(p, g, h, *, alpha: Fraction = 0.98, lamb: NonNegative = 2.0, t):
     a = alpha if t > 1 else 0
     h = a * h + (1 - a) * g
     return g + lamb * h, h
-
-
-@behind
-def cautious(p, g, new, *, floor: NonNegative = 1e-3):
-    """Cautious optimizers. Liang et al. 2024, arXiv:2411.16085, Algorithm 1: no step against the gradient.
-
-    Elements that the rule would move uphill stay, and the others move further, by one over their share of the
-    parameter. As in timm that share is `floor` at least, where the paper counts one element more. The paper masks the
-    rule's direction alone; here it is the whole change of p, decoupled weight decay included.
-    """
-    u = p - new
-    mask = where(u * g > 0, 1.0, 0.0)
-    return p - u * mask / maximum(mean(mask), floor)
-
-
-@behind(init={"s": "p"})
-def lookahead(p, g, new, s, *, interval: NonNegative = 5, alpha: NonNegative = 0.5, t):
-    """Lookahead. Zhang et al. 2019, arXiv:1907.08610, Algorithm 1: k steps forward, one step back.
-
-    s are the slow weights. After every `interval`th step (the paper's k) they move by alpha towards the parameters, and
-    these become them.
-    """
-    s = s + alpha * (new - s) if t % interval == 0 else s
-    return (s if t % interval == 0 else new), s
-
-
-@behind(view="e")
-def ema(p, g, new, e, *, decay: Fraction = 0.999, t):
-    """An exponential moving average of the parameters, Polyak & Juditsky 1992 with a memory; `opt.eval()` shows it.
-
-    e is the average and starts at the parameters after the first step, as in torch.optim.swa_utils. It changes nothing
-    in training.
-    """
-    d = decay if t > 1 else 0
-    e = d * e + (1 - d) * new
-    return new, e

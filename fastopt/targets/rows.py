@@ -1,0 +1,191 @@
+"""The loop of a CPU kernel over the rows that a gradient touches: all passes over a row, then the next row."""
+
+import re
+from dataclasses import replace
+
+from fastopt.blocks import BLOCK
+from fastopt.codecs import Codec
+from fastopt.lowered import COPY, Lowered
+from fastopt.passes import Number, Pass
+from fastopt.statements import Level
+from fastopt.targets import loops, text
+
+POINTERS = {**dict.fromkeys(("lazy", "exact", "row"), ("uint64",)), "closed": ("uint64", "float64")}  # of tables
+_AHEAD = 8  # rows: far enough for memory to answer, near enough that the cache still has them
+
+# A chunk is a run of the rows that are touched. Several gradients of one row are added up first.
+_TOUCHED = """\
+length = addresses[segment, {columns}]
+stride = length * np.uint64({itemsize})
+places_at, order_at = uint64_at(addresses[segment, {places}]), uint64_at(addresses[segment, {order}])
+own = addresses[segment, {sums}] + np.uint64(task) * (stride + np.uint64(64))
+{once}
+for place in range(lo, hi):
+    later = np.uint64(2) * min(place + np.uint64({ahead}), hi - np.uint64(1))
+    row = places_at[later]
+{fetches}
+    fetch(addresses[segment, 1] + order_at[places_at[later + np.uint64(1)]] * stride, stride)
+    seat = np.uint64(2) * place
+    row, begin, end = places_at[seat], places_at[seat + np.uint64(1)], places_at[seat + np.uint64(3)]
+    first = row * length
+    given = addresses[segment, 1] + order_at[begin] * stride
+    if end > begin + np.uint64(1):
+        add({gradient}_at(addresses[segment, 1]), order_at, begin, end, length, {gradient}_at(own))
+        given = own
+    given -= first * np.uint64({itemsize})
+{steps}"""
+
+_LAZY = """\
+g_at = {gradient}_at(given)
+{passes}"""
+
+_ROW = """\
+group = steps_at[row]
+steps_at[row] = group + np.uint64(1)
+{columns}
+g_at = {gradient}_at(given)
+{passes}"""
+
+# Rows behind the step catch up first, with a gradient of zeros.
+_EXACT = """\
+group = steps_at[row]
+steps_at[row] = stop
+while group <= now:
+{columns}
+    g_at = {gradient}_at(given if group == present else zeros - first * np.uint64({itemsize}))
+{passes}
+    group += np.uint64(1)"""
+
+# What rows have missed is one product.
+_CLOSED = """\
+group = steps_at[row]
+steps_at[row] = stop
+if group < now:
+    compose(products_at, group, now, room_)
+{matrix}
+    for i in range(first, first + length):
+{product}
+if present == now:
+    group = np.uint64(0)
+    g_at = {gradient}_at(given)
+{passes}"""
+
+_PLAIN = """\
+for i in range(first, first + length):
+{loop}"""
+
+_SUMS = """\
+start = first
+while start < first + length:
+    for i in range(start, min(start + width, first + length)):
+{loop}
+    start += width
+{sums}"""
+
+
+def before(lowered: Lowered) -> Pass:
+    """The numbers about the parameter that are known before the loop."""
+    q = lowered.passes[0]
+    numbers = tuple(n for q in lowered.passes for n in q.numbers if not _inside(lowered, n))
+    kept = tuple((s, new) for s, new in q.kept if new in {n.name for n in numbers})
+    return replace(q, earlier=(), numbers=numbers, kept=kept)
+
+
+def elements(lowered: Lowered, of: dict[str, Codec]) -> list[str]:
+    """Lines of text; `of`: how every buffer is stored."""
+    place = {n: lowered.buffers.index(n) for n in lowered.between}
+    # gradients of rows are made anew for every step: none is set to 0
+    kept = [replace(q, stores=tuple(s for s in q.stores if s[0] != "g")) for q in lowered.passes]
+    passes = [line for q in kept for line in _pass(lowered, q, of)]
+    used = {b for q in kept for b in loops.used(lowered, q)}
+    used |= {s for s, level in lowered.numbers.items() if level is Level.ROW}
+    buffers = [b for b in lowered.buffers if b in used and b != "g"]
+    noises = loops.noises(lowered, passes)
+    once = [f"{n.name}_wide = reduced[segment, {n.slot}]" for n in before(lowered).numbers]
+    once += [f"{b}_at = {text.pointer(lowered, b, of[b])}" for b in buffers]
+    if any(q.totals for q in lowered.passes):
+        once += [f"width = min(length, np.uint64({BLOCK}))", "clear(lanes[task], width)"]
+    columns = text.columns(lowered, passes + noises, "{}")
+    how = {"gradient": of["g"], "itemsize": of["g"].itemsize}
+    if lowered.touched == "lazy":
+        once = columns + noises + once
+        steps = _LAZY.format(passes="\n".join(passes), **how)
+    else:
+        known = {"now": "now", "present": "present", "stop": "end", "zeros": "zeros"}
+        once += [f"{n} = addresses[segment, {place[b]}]" for n, b in known.items() if b in place]
+        once += [f"steps_at = uint64_at(addresses[segment, {place['steps']}])"]
+        if lowered.touched == "row":
+            steps = _ROW.format(columns="\n".join(columns), passes="\n".join(passes), **how)
+        elif lowered.touched == "exact":
+            steps = _EXACT.format(columns=text.indent(columns, 4), passes=text.indent(passes, 4), **how)
+        else:
+            live = ["p", *lowered.state]
+            once += [f"{b}_at = {text.pointer(lowered, b, of[b])}" for b in live if b not in buffers]
+            once += [*columns, f"products_at = float64_at(addresses[segment, {place['products']}])"]
+            once += [f"room_ = np.empty((2, {len(live)}, {len(live)}))"]
+            matrix, product = _product(lowered, live, of)
+            steps = _CLOSED.format(
+                matrix=text.indent(matrix, 4), product=text.indent(product, 8), passes=text.indent(passes, 4), **how
+            )
+    frame = _TOUCHED.format(
+        **{n: place[n] for n in ("columns", "places", "order", "sums")},
+        once="\n".join(once),
+        ahead=_AHEAD,
+        fetches=text.indent([_fetch(lowered, b, of[b].itemsize) for b in buffers], 4),
+        steps=text.indent(steps.splitlines(), 4),
+        **how,
+    )
+    return [line for line in frame.splitlines() if line.strip()]
+
+
+def _product(lowered: Lowered, live: list[str], of: dict[str, Codec]) -> tuple[list[str], list[str]]:
+    """Lines that take a matrix out of its room, and those that multiply elements by it."""
+    d = range(len(live))
+    matrix = [f"m{i}_{j}_ = real(room_[0, {i}, {j}])" for i in d for j in d]
+    values = [" + ".join(f"m{i}_{j}_ * x{j}_" for j in d) for i in d]
+    stores = (*zip(live, values, strict=True), *(((COPY, values[0]),) if COPY in of else ()))
+    q = replace(lowered.passes[0], loads=tuple((f"x{j}_", b) for j, b in enumerate(live)), stores=stores)
+    return matrix, [*loops.loads(lowered, q, of), *loops.stores(lowered, q, of)]
+
+
+def _fetch(lowered: Lowered, buffer: str, itemsize: int) -> str:
+    width = "" if buffer in lowered.numbers else " * length"
+    start = f"addresses[segment, {lowered.buffers.index(buffer)}] + row{width} * np.uint64({itemsize})"
+    return f"fetch({start}, np.uint64({itemsize}){width})"
+
+
+def _pass(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
+    """One pass over a row: its numbers, in float64, then its elements."""
+    lines = [line for n in q.numbers if _inside(lowered, n) for line in _number(lowered, n)]
+    lines += [f"{s}_at[row] = {new}_wide" for s, new in q.kept if lowered.numbers[s] is Level.ROW]
+    lines += [f"{n.name} = real({n.name}_wide)" for n in q.uses]
+    loop = [*loops.loads(lowered, q, of), *q.body, *loops.stores(lowered, q, of)]
+    totals = [(n.total[0], n.name, value) for n, value in q.totals if n.total]
+    if totals:
+        loop += [f"lanes[task, {k}, i - start] += wide({value})" for k, _, value in totals]
+        sums = [f"{name}_wide = drain(lanes[task, {k}], width)" for k, name, _ in totals]
+        lines += _SUMS.format(loop=text.indent(loop, 8), sums="\n".join(sums)).splitlines()
+    elif loop:
+        lines += _PLAIN.format(loop=text.indent(loop, 4)).splitlines()
+    return lines
+
+
+def _inside(lowered: Lowered, n: Number) -> bool:
+    """Does a number differ from row to row: as one of the row, or because rows are at different steps?"""
+    return n.level is Level.ROW or (bool(n.text) and lowered.touched != "lazy")
+
+
+def _number(lowered: Lowered, n: Number) -> list[str]:
+    """A number of a row; a total is known already."""
+    if n.total:
+        return []
+    if n.state:
+        return [f"{n.name}_wide = {n.state}_at[row]"]
+    columns, numbers = text.names(lowered), {n.name for q in lowered.passes for n in q.numbers}
+
+    def meant(found: re.Match[str]) -> str:
+        word = found[0]
+        return f"{word}_wide" if word in numbers else f"wide({word})" if word in columns else word
+
+    value = re.sub(r"[A-Za-z_]\w*", meant, text.wide(n.text, lowered))
+    return [f"{n.name}_wide = {value}"]
