@@ -124,7 +124,7 @@ def test_mixed_parameters():
 
 
 @pytest.mark.parametrize(
-    "rule", [fo.clip_norm(fo.adamw, 1.0), fo.lamb, fo.muon, fo.adafactor, fo.schedule_free_adamw, fo.ema(fo.lion)]
+    "rule", [fo.clip_norm(fo.sgd, 1.0), fo.muon, fo.centralize(fo.sgd), fo.schedule_free_adamw, fo.ema(fo.lion)]
 )
 def test_other_rules(rule):
     """Of several passes, with rows and columns, with matrices, and states that start as the parameter."""
