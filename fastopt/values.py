@@ -18,7 +18,7 @@ RESERVED = frozenset(
     "table column numbers sums head end rest part step whole n_elements n_rows n_columns vectors across shift "
     "down mine line narrow seats seat d block_total update "
     "mend of_group from_float16 to_float16 from_bfloat16 to_bfloat16 "
-    "length stride own later begin given stop fetch add drain compose".split()
+    "length stride own later begin given stop fetch add drain compose values final AHEAD".split()
 )
 
 
