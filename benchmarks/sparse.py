@@ -106,7 +106,7 @@ def main() -> int:
     for n in args.rows:
         for name, buffers in (("adagrad", 2), ("adam", 3)):
             need, free = 2 * buffers * 4 * n * COLUMNS, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-            if need > 0.8 * free:
+            if need > 0.85 * free:
                 print(
                     f"{name}, {n:,} rows left out: {need / 1e9:.1f} GB needed, {free / 1e9:.1f} free", file=sys.stderr
                 )

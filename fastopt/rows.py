@@ -28,6 +28,9 @@ def rows(indices: Any, values: Any) -> Rows:
 
     Raises `GradientError` for anything else; whether it fits the parameter is checked by the step.
     """
+    if _ready(indices, _INT64) and _ready(values, FLOATS) and indices.ndim == 1 <= values.ndim:
+        if len(indices) == len(values):
+            return Rows(indices, values)
     where, what = np.asarray(indices), codecs.tensor(values)
     what = foreign(values, "values") if what is None else codecs.widened(what)
     if where.ndim != 1:
@@ -51,6 +54,14 @@ def rows(indices: Any, values: Any) -> Rows:
         )
     native = what.dtype.newbyteorder("=")
     return Rows(np.ascontiguousarray(where, np.int64), np.require(np.asarray(what), native, ("C", "A")))
+
+
+_INT64 = (np.dtype(np.int64),)
+
+
+def _ready(x: Any, dtypes: tuple[np.dtype, ...]) -> bool:
+    """Can a kernel read it as it is?"""
+    return type(x) is np.ndarray and x.dtype in dtypes and x.flags.c_contiguous and x.flags.aligned
 
 
 def is_sparse(x: Any) -> bool:

@@ -105,7 +105,7 @@ def source(
         sums="from fastopt.targets.sums import add_columns, clear, clear_part, drain, everywhere, gather, of_group\n"
         if lowered.slots
         else "",
-        rows="from fastopt.targets.touched import add, compose, fetch\n" if lowered.touched else "",
+        rows="from fastopt.targets.touched import AHEAD, add, compose, fetch\n" if lowered.touched else "",
         noise=("from fastopt.targets.noise import noise_key, normal\n" if lowered.noises else "")
         + ("from fastopt.targets.blocks import load_block, round_block, store_block\n" if lowered.scales else "")
         + ("from fastopt.targets.dice import dice, dice_key, other_half\n" if lowered.rounded else ""),

@@ -11,26 +11,25 @@ from fastopt.statements import Level
 from fastopt.targets import loops, text
 
 POINTERS = {**dict.fromkeys(("lazy", "exact", "row"), ("uint64",)), "closed": ("uint64", "float64")}  # of tables
-_AHEAD = 8  # rows: far enough for memory to answer, near enough that the cache still has them
 
 # A chunk is a run of the rows that are touched. Several gradients of one row are added up first.
 _TOUCHED = """\
 length = addresses[segment, {columns}]
 stride = length * np.uint64({itemsize})
 places_at, order_at = uint64_at(addresses[segment, {places}]), uint64_at(addresses[segment, {order}])
+values, final = addresses[segment, 1], places_at[np.uint64(2) * hi + np.uint64(1)] - np.uint64(1)
 own = addresses[segment, {sums}] + np.uint64(task) * (stride + np.uint64(64))
 {once}
 for place in range(lo, hi):
-    later = np.uint64(2) * min(place + np.uint64({ahead}), hi - np.uint64(1))
-    row = places_at[later]
+    row = places_at[np.uint64(2) * min(place + AHEAD, hi - np.uint64(1))]
 {fetches}
-    fetch(addresses[segment, 1] + order_at[places_at[later + np.uint64(1)]] * stride, stride)
     seat = np.uint64(2) * place
     row, begin, end = places_at[seat], places_at[seat + np.uint64(1)], places_at[seat + np.uint64(3)]
     first = row * length
-    given = addresses[segment, 1] + order_at[begin] * stride
+    fetch(values + order_at[min(begin + AHEAD, final)] * stride, stride)
+    given = values + order_at[begin] * stride
     if end > begin + np.uint64(1):
-        add({gradient}_at(addresses[segment, 1]), order_at, begin, end, length, {gradient}_at(own))
+        add({gradient}_at(values), order_at, begin, end, final, length, {gradient}_at(own), values, stride)
         given = own
     given -= first * np.uint64({itemsize})
 {steps}"""
@@ -130,7 +129,6 @@ def elements(lowered: Lowered, of: dict[str, Codec]) -> list[str]:
     frame = _TOUCHED.format(
         **{n: place[n] for n in ("columns", "places", "order", "sums")},
         once="\n".join(once),
-        ahead=_AHEAD,
         fetches=text.indent([_fetch(lowered, b, of[b].itemsize) for b in buffers], 4),
         steps=text.indent(steps.splitlines(), 4),
         **how,

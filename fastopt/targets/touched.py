@@ -7,6 +7,7 @@ from fastopt.targets.pointers import prefetch
 
 _BITS = 12  # of a digit at most: its counters fit into the first-level cache
 _ROW = 3  # a row's update in units of reading one gradient of it; what is shared out evenly
+AHEAD = np.uint64(8)  # rows: far enough for memory to answer, near enough that the cache still has them
 _LINE = np.uint64(64)
 _LINES = np.uint64(16)  # of a row at most: what follows, the processor guesses by itself
 
@@ -130,13 +131,25 @@ def share(places, n, work):
         j = work[t, 1] = low if t < m - 1 else n
 
 
+@njit(inline="always")
+def fetch(address, size):
+    """Bring `size` bytes closer to the processor, while it does something else."""
+    size += address % _LINE
+    for line in range(min((size + _LINE - np.uint64(1)) // _LINE, _LINES)):
+        prefetch(address + line * _LINE)
+
+
 @njit
-def add(values, order, begin, end, columns, sums):
-    """sums: the rows of `values` at begin..end of `order`, added in that order. All but the numbers are pointers."""
+def add(values, order, begin, end, last, columns, sums, address, stride):
+    """sums: the rows of `values` at begin..end of `order`, added in that order. All but the numbers are pointers.
+
+    Those further on, `last` at most, are asked for: `address` is that of the values, `stride` the bytes of a row.
+    """
     first = order[begin] * columns
     for i in range(columns):
         sums[i] = values[first + i]
     for k in range(begin + np.uint64(1), end):
+        fetch(address + order[min(k + AHEAD, last)] * stride, stride)
         first = order[k] * columns
         for i in range(columns):
             sums[i] += values[first + i]
@@ -168,11 +181,3 @@ def compose(products, begin, end, room):
             for j in range(d):
                 room[0, i, j] = room[1, i, j]
         first += size
-
-
-@njit(inline="always")
-def fetch(address, size):
-    """Bring `size` bytes closer to the processor, while it does something else."""
-    size += address % _LINE
-    for line in range(min((size + _LINE - np.uint64(1)) // _LINE, _LINES)):
-        prefetch(address + line * _LINE)
