@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastopt import rows
+from fastopt import codecs, rows
 from fastopt.errors import GradientError
 from fastopt.groups import Group, Settings
 from fastopt.launch import Segment
@@ -52,10 +52,10 @@ class Accumulation:
     def accumulate(self, grads: Any = None, *, stream: Any = None) -> None:
         """Add gradients, such as those of a part of a batch, to the sum whose mean the next `step()` takes.
 
-        `grads` is what `step` takes, but no gradient of rows. The sum has the parameters' dtype, so that 16-bit
-        gradients are summed in float32; it takes one buffer as large as the parameters. The mean is over the calls: a
-        parameter that had None in some of them has a smaller sum. With `zero_grads` the gradients are 0 afterwards.
-        Checkpoints hold the sum.
+        `grads` is what `step` takes, but no gradient of rows. The sum is float64 if the parameters are, float32 else,
+        also of 16-bit gradients; it takes a buffer of the parameters' shape. The mean is over the calls: a parameter
+        that had None in some of them has a smaller sum. With `zero_grads` the gradients are 0 afterwards. Checkpoints
+        hold the sum.
 
         Raises what `step` raises; then nothing is added.
         """
@@ -75,7 +75,9 @@ class Accumulation:
     def _sum(self) -> Any:
         """The optimizer of the sums."""
         if self._sums is None:
-            arrays = [self._place.zeros(s.array.size, s.array.dtype).reshape(s.array.shape) for s in self._segments]
+            reals = [codecs.of(s.array.dtype).real for s in self._segments]
+            pairs = zip(self._segments, reals, strict=True)
+            arrays = [self._place.zeros(s.array.size, real).reshape(s.array.shape) for s, real in pairs]
             self._sums = self._beside(_sum, self._tree.build(iter(arrays)), zero_grads=self._gradients.zeroed)
         return self._sums
 
@@ -156,9 +158,9 @@ def differences(saved: Any, names: Sequence[str], segments: Sequence[Segment]) -
         return ["accumulated gradients: their counts do not fit the parameters"]
     problems = []
     for n, segment in zip(names, segments, strict=True):
-        a, like = sums.get(n), segment.array
+        a, shape, real = sums.get(n), segment.array.shape, codecs.of(segment.array.dtype).real
         if (a is not None) != bool(steps[n]):
             problems.append(f"accumulated gradient `{n}`: {'missing' if a is None else 'not expected'}")
-        elif a is not None and (not isinstance(a, np.ndarray) or (a.shape, a.dtype) != (like.shape, like.dtype)):
-            problems.append(f"accumulated gradient `{n}`: expected {like.dtype} {like.shape}")
+        elif a is not None and (not isinstance(a, np.ndarray) or (a.shape, a.dtype) != (shape, real)):
+            problems.append(f"accumulated gradient `{n}`: expected {real} {shape}")
     return problems + [f"accumulated gradient `{n}`: not expected" for n in sums if n not in names]

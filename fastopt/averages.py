@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from fastopt import plan
-from fastopt.errors import ConfigError, DeviceError
+from fastopt.errors import ConfigError
 from fastopt.groups import Settings
 from fastopt.launch import Segment
 from fastopt.lower import lower
@@ -32,7 +31,7 @@ class Averages:
     _settings: Settings
     _segments: list[Segment]
     _clock: np.ndarray
-    _aside: list[np.ndarray | None] | None = None
+    _aside: list[tuple[np.ndarray, np.ndarray]] | None = None  # (an array, what it held)
 
     if TYPE_CHECKING:
 
@@ -62,15 +61,16 @@ class Averages:
             self._catch_up()
             if self._leaves and not all(map(is_, self._list(self.params), self._leaves)):
                 self._replaced()
-            clock = self._clock.copy()  # of the step that has been done last
+            clock = self._place.read(self._clock).copy()  # of the step that has been done last
             clock[_T] = max(int(clock[_T]) - 1, 0)
-            ready = self._view(clock)
-            aside = [s.array.copy() if kind else None for s, kind in zip(self._segments, ready.kinds, strict=True)]
-            self._aside = aside
+            segments, kinds = self._views(clock)
+            moved = [s for s, kind in zip(self._segments, kinds, strict=True) if kind]
+            arrays = [a for s in moved for a in (s.array, s.state.get("master")) if a is not None]
+            self._aside = [(a, self._place.copied(a)) for a in arrays]
             self._clock[_DIRTY] = TURNING
             try:
-                if any(ready.kinds):
-                    ready.run(self._settings, clock)
+                if any(kinds):
+                    self._place.show(self._settings, segments, kinds, clock)
                 self._clock[_DIRTY] = SHOWN
             except BaseException:
                 self._restore()
@@ -99,11 +99,9 @@ class Averages:
             if not shown:
                 self.train()
 
-    def _view(self, clock: np.ndarray) -> plan.Plan:
-        """What shows the averages: the plan of a step whose rule is the view."""
+    def _views(self, clock: np.ndarray) -> tuple[list[Segment], tuple[str, ...]]:
+        """What shows the averages: the segments and kinds of gradients of a step whose rule is the view."""
         settings = self._settings
-        if hasattr(self._place, "control"):
-            raise DeviceError("opt.eval() cannot turn parameters on a GPU; copy parameters and state to the CPU first.")
         if all(rule.view is None for rule in settings.rules):
             raise ConfigError(
                 f"`{settings.title}` has no average to show; opt.eval() is for rules that keep one, such as "
@@ -114,16 +112,16 @@ class Averages:
             view = settings.rule(k).view
             moved = clock[_STEPS + k] > 0 and not settings.frozen[segment.row]
             if view is not None and moved:
-                segment = replace(segment, lowered=lower(view, settings.chosen(k, segment.array)))
+                shown = lower(view, settings.chosen(k, segment.array))
+                shown = replace(settings.stored(shown, k, segment.array), rounded=())
+                segment = replace(segment, lowered=shown)
             kinds.append(segment.array.dtype.char if view is not None and moved else "")
             segments.append(segment)
-        missed = (clock[_T] + 1 - clock[_STEPS:]).tolist()
-        return plan.build(settings, segments, tuple(kinds), missed, {}, "lazy")
+        return segments, tuple(kinds)
 
     def _restore(self) -> None:
-        for segment, kept in zip(self._segments, self._aside or (), strict=True):
-            if kept is not None:
-                segment.array[...] = kept
+        for array, kept in self._aside or ():
+            array[...] = kept
         self._clock[_DIRTY] = 0
         self._aside = None
 

@@ -65,9 +65,20 @@ def load(text: str, stem: str) -> ModuleType:
 def _digest(text: str) -> str:
     """Of the text, and of the files of ours that it imports: an upgrade must not meet kernels built on older ones."""
     whole = hashlib.sha256(text.encode())
-    for name in re.findall(r"^from (fastopt\.[\w.]+) import", text, re.M):
-        whole.update((Path(__file__).parent.parent / name.replace(".", "/")).with_suffix(".py").read_bytes())
+    for content in _imported(text, set()):
+        whole.update(content.encode())
     return whole.hexdigest()[:16]
+
+
+def _imported(text: str, seen: set[str]) -> Iterator[str]:
+    """The files of ours that a text imports functions of kernels from, and those that these import."""
+    for name in re.findall(r"^from (fastopt\.[\w.]+) import", text, re.M):
+        file = (Path(__file__).parent.parent / name.replace(".", "/")).with_suffix(".py")
+        if name not in seen and file.exists():  # and no package
+            seen.add(name)
+            content = file.read_text(encoding="utf-8")
+            yield content
+            yield from _imported(content, seen)
 
 
 def _from_disk(text: str, stem: str) -> ModuleType | None:

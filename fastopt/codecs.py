@@ -5,11 +5,14 @@ is loaded and encoded where it is stored, and no rule knows. `float16` is NumPy'
 float32, arrays have the dtype of the package ml_dtypes if it is installed, else they are uint16, the codes as they are.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
+
+from fastopt import blocks
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Codec:
     itemsize: int  # bytes of an element
     real: np.dtype  # of arithmetic on a decoded number
     coded: bool = True  # is a number decoded when it is loaded, and encoded when it is stored?
+    blocked: bool = False  # or are they decoded and encoded block by block, around the loop over elements?
 
     def __str__(self) -> str:
         return self.name
@@ -33,6 +37,7 @@ CODECS = {
         Codec("float32", 4, _F4, coded=False),
         Codec("float16", 2, _F4),
         Codec("bfloat16", 2, _F4),
+        Codec("q8", 1, _F4, coded=False, blocked=True),
     )
 }
 # Kinds of arrays -> codec. Only codes of a bfloat16 are uint16 here: `params` refuses integers.
@@ -52,7 +57,7 @@ def of(what: Any) -> Codec:
 def array_dtype(name: str) -> np.dtype:
     """The dtype of arrays that hold the codes of a codec."""
     if name != "bfloat16":
-        return np.dtype(name)
+        return np.dtype(np.uint8 if name == "q8" else name)
     try:
         from ml_dtypes import bfloat16
     except ImportError:
@@ -75,8 +80,25 @@ def widened(a: np.ndarray) -> np.ndarray:
 
 def tensor(x: Any) -> np.ndarray | None:
     """The memory of a PyTorch bfloat16 tensor on the CPU, which NumPy does not know; None for anything else."""
-    if str(getattr(x, "dtype", "")) != "torch.bfloat16" or not hasattr(x, "detach"):
+    if str(getattr(x, "dtype", "")) != "torch.bfloat16" or getattr(x.device, "type", "") != "cpu":
         return None
     import torch
 
     return x.detach().view(torch.int16).numpy().view(array_dtype("bfloat16"))
+
+
+def alike(a: np.dtype, b: np.dtype) -> bool:
+    """Do arrays of the two hold the same, bit by bit? Codes of bfloat16 are uint16 where ml_dtypes is missing."""
+    return a == b or {a.name, b.name} == {"uint16", "bfloat16"}
+
+
+def write(state: Mapping[str, np.ndarray], name: str, values: np.ndarray) -> None:
+    """Encode numbers, to nearest, into a state that is stored in fewer bits."""
+    codes = state[name]
+    if f"{name}_scale" in state:
+        blocks.write(codes, state[f"{name}_scale"], values)
+    elif codes.dtype == np.uint16:
+        bits = values.astype(np.float32).view(np.uint32)
+        codes[...] = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    else:
+        codes[...] = values

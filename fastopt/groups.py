@@ -9,10 +9,12 @@ from typing import Any, cast
 
 import numpy as np
 
+from fastopt import codecs
 from fastopt.errors import ConcurrentUseError, ConfigError, listing
 from fastopt.lower import lower
 from fastopt.lowered import Lowered
 from fastopt.schema import MATRIX, REQUIRED, Domain, Hyper, Rule
+from fastopt.storage import Storage
 
 Setting = float | bool | Callable[[int], float]
 MAXIMIZE = Hyper("maximize", False, Domain())  # every rule has it: the sign of the gradient, a column of the kernel
@@ -54,8 +56,10 @@ class Settings:
     """The hyperparameters of an optimizer: one row per group, the last for parameters that match none.
 
     `own[k]` holds what row k says itself; `value` adds inheritance. Numbers are checked when they are set, schedules
-    when they are called.
+    when they are called. `storage` says how states are stored.
     """
+
+    storage = Storage()
 
     def __init__(
         self,
@@ -90,7 +94,7 @@ class Settings:
                 raise ConfigError(f"groups: nothing is left for the pattern {pattern!r}; {why}.")
         self.dtype = [
             min(
-                (p.dtype for p, g in zip(params, self.of, strict=True) if g == k),
+                (codecs.of(p.dtype).real for p, g in zip(params, self.of, strict=True) if g == k),
                 default=np.dtype(np.float64),
                 key=lambda d: d.itemsize,
             )
@@ -130,7 +134,11 @@ class Settings:
 
     def lowered(self, k: int, param: Any) -> Lowered:
         """The lowered rule of parameter `k`."""
-        return lower(self.rule(k), self.chosen(k, param))
+        return self.stored(lower(self.rule(k), self.chosen(k, param)), k, param)
+
+    def stored(self, lowered: Lowered, k: int, param: Any) -> Lowered:
+        """A lowered rule of parameter `k` with the codecs of its states."""
+        return self.storage.applied(lowered, self.rule(k), param)
 
     def chosen(self, k: int, param: np.ndarray) -> tuple[tuple[str, bool], ...]:
         """(name, truth) of all switches of the rule of parameter `k`."""

@@ -59,20 +59,22 @@ class Launch(Staged):
 
     def offender(self) -> int:
         """The first segment whose gradient is not finite, or -1. Its passes that only look have run."""
-        slot = self.lowered.norm
-        if slot is not None:  # a sum of squares is finite unless one is not, or, of float64, unless it is too large
+        norm = self.lowered.norm
+        if (
+            norm is not None and norm.total is not None
+        ):  # a sum of squares is finite unless one is not, or, of float64, unless it is too large
             parameters, reduced, *_ = self.reduced
-            if np.isfinite(reduced[parameters[:, 0], slot]).all():
+            if np.isfinite(reduced[parameters[:, 0], norm.total[0]]).all():
                 return -1
         return finite.first(self.gradient, self.parallel, self.tasks, self.work, self.addresses)
 
     def norms(self) -> dict[int, float]:
         """Segment -> norm of its gradient in the last step, if the first thing that the rule takes is that."""
-        slot = self.lowered.norm
-        if slot is None:
+        norm = self.lowered.norm
+        if norm is None or norm.total is None:
             return {}
         parameters, reduced, *_ = self.reduced
-        return {int(k): math.sqrt(reduced[k, slot]) for k in parameters[:, 0]}
+        return {int(k): math.sqrt(reduced[k, norm.total[0]]) for k in parameters[:, 0]}
 
     def run(self, q: int, clock: np.ndarray, last: bool) -> None:
         """Pass `q`."""

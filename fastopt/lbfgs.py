@@ -80,7 +80,7 @@ class Search:
     def __init__(self, rule: lbfgs, params: Any):
         tree, leaves = arrays.survey(params)
         names = tree.names()
-        owned = [arrays.parameter(x, n) for x, n in zip(leaves, names, strict=True)]
+        owned = [arrays.parameter(x, n, halves=False) for x, n in zip(leaves, names, strict=True)]
         arrays.check_overlap([arrays.span(a) for a in owned], names)
         if len({a.dtype for a in owned}) > 1:
             raise ConfigError(

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, replace
 
 from fastopt.matrices import MatrixCall
-from fastopt.passes import Pass
+from fastopt.passes import Number, Pass
 from fastopt.statements import NUMBERS, VECTORS, Level
 from fastopt.values import Column
 
@@ -25,6 +25,8 @@ class Lowered:
     square: tuple[tuple[str, str], ...]  # (state, "rows" or "columns"): those that are square matrices of that side
     noises: tuple[tuple[str, str], ...]  # (key of random numbers, its seed)
     stored: tuple[tuple[str, str], ...] = ()  # (buffer, codec) of those that are not stored as p is, see `codecs.py`
+    rounded: tuple[str, ...] = ()  # those of them whose numbers are rounded up or down by chance
+    master: str = ""  # how a parameter in 16 bits is known better, see `targets.masters`
     touched: str = ""  # for gradients of rows: "lazy", "exact", "closed" or "row", see `touched.py`
 
     def around(self, mends: bool, zeroes: bool, copy: str) -> "Lowered":
@@ -52,8 +54,8 @@ class Lowered:
         return next(k for k, w in enumerate(writes) if w)
 
     @property
-    def norm(self) -> int | None:
-        """The number of the total that is the sum of the gradient's own squares, if a pass that only looks has it."""
+    def norm(self) -> Number | None:
+        """The total that is the sum of the gradient's own squares, if a pass that only looks has it."""
         for q in self.passes[: self.looks]:
             same = {local for local, b in q.loads if b == "g"}
             for line in q.body:
@@ -62,7 +64,7 @@ class Lowered:
             for n, value in q.totals:
                 square = re.fullmatch(r"wide\((\w+)\) \* wide\((\w+)\)", value)
                 if n.level is Level.REDUCED and n.total and square and {*square.groups()} <= same:
-                    return n.total[0]
+                    return n
         return None
 
     @property
@@ -99,8 +101,14 @@ class Lowered:
     @property
     def buffers(self) -> tuple[str, ...]:
         """Columns of the table of addresses."""
-        copy = (COPY,) * (COPY in dict(self.stored))
-        return ("p", "g", *(s for s in self.state if s not in self.squares), *copy, *self.scratch, *self.between)
+        own = (s for s in self.state if s not in self.squares)
+        more = ("master",) * bool(self.master) + (COPY,) * (COPY in dict(self.stored))
+        return ("p", "g", *own, *self.scales, *more, *self.scratch, *self.between)
+
+    @property
+    def scales(self) -> dict[str, str]:
+        """float32 buffers with a number per block -> the buffer in 8 bits whose blocks they are."""
+        return {f"{b}_scale": b for b, codec in self.stored if codec == "q8"}
 
     @property
     def between(self) -> dict[str, Level]:
@@ -112,7 +120,7 @@ class Lowered:
         """
         vectors = [n for q in self.passes for n in q.numbers if n.level in VECTORS and not self.touched]
         parts = {f"partial{n.total[0]}": n.level for n in vectors if n.total and n.total[1] == "column"}
-        names = ("columns", "step") * bool(vectors) + ("key",) * bool(self.noises)
+        names = ("columns", "step") * bool(vectors) + ("key",) * bool(self.noises or self.rounded)
         names += ("columns", "places", "order", "sums") * bool(self.touched)
         names += ("steps",) * (self.touched in ("exact", "closed", "row"))
         names += ("now", "present", "end") * (self.touched in ("exact", "closed"))

@@ -19,7 +19,7 @@ from fastopt.params import assign, copied, survey
 from fastopt.process import Process, Result
 from fastopt.schedules import Plateau
 from fastopt.schedules.declare import Schedule
-from fastopt.schema import Rule
+from fastopt.schema import OPTIONS, Rule
 
 
 def minimize(
@@ -146,7 +146,7 @@ def _check_names(rule: Rule | lbfgs, hyper: Mapping[str, Any]) -> None:
     if isinstance(rule, lbfgs) and (mine := sorted(hyper.keys() & vars(rule).keys())):
         raise ConfigError(f"minimize: `{mine[0]}` is a setting of lbfgs: rule=fastopt.lbfgs({mine[0]}=...).")
     options = list(minimize.__kwdefaults__ or {})
-    for name in sorted(hyper.keys() - rule.schema.keys() - {"device", "sparse", "nonfinite"}):
+    for name in sorted(hyper.keys() - rule.schema.keys() - OPTIONS.keys()):
         better = hint(name, [*options, *rule.schema])
         better = better or f" The options are {listing(options, 99)}; its own are {listing(rule.schema, 99)}."
         raise ConfigError(f"minimize: `{name}` is no option, and no hyperparameter of `{rule.name}`.{better}")

@@ -7,43 +7,38 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
-from fastopt import checkpoint, codecs, copies, state
+from fastopt import checkpoint, codecs, copies, state, storage
+from fastopt import memory as memories
 from fastopt import params as arrays
 from fastopt.averages import SHOWN, TURNING
 from fastopt.devices import place as places
 from fastopt.devices.array import DeviceArray
 from fastopt.errors import ConcurrentUseError, ConfigError, DeviceError, TornStateError
 from fastopt.groups import Group, Settings
+from fastopt.memory import Memory
 from fastopt.pack import Packed
 from fastopt.schema import Rule
 from fastopt.sharpness import PERTURBED
 from fastopt.stepping import POLICIES, Stepping
 from fastopt.touched import BEHIND, READINGS, Touched
+from fastopt.tuning import Tuning
 
 _T, _DIRTY = 0, 1  # the clock: steps done, is one under way, then the steps of each parameter
 
 
-class GroupInfo(NamedTuple):
-    """A group as it stands: its pattern, its parameters' names, whether it is frozen, its current hyperparameters."""
-
-    pattern: str
-    names: tuple[str, ...]
-    frozen: bool
-    hyper: dict[str, float | bool]
-
-
-class Optimizer(Stepping):
+class Optimizer(Stepping, Tuning):
     """Updates parameters in place by a rule: one fused pass over memory per step, on as many threads as pay.
 
     Args:
         rule: a `Rule`, such as `fastopt.adamw`.
-        params: one array, or a list, tuple or (nested) dict of C-contiguous float32 or float64 arrays, or what
-            `fastopt.pack` returned; or such arrays on a GPU, of PyTorch, CuPy, Numba or anything else that has
-            `__cuda_array_interface__` or DLPack. They stay yours: read and written at every step, never copied.
+        params: one array, or a list, tuple or (nested) dict of C-contiguous arrays of float32, float64, float16 or
+            bfloat16, or what `fastopt.pack` returned; or float32 and float64 arrays on a GPU, of PyTorch, CuPy, Numba
+            or anything else that has `__cuda_array_interface__` or DLPack. They stay yours: read and written at every
+            step, never copied.
         device: "auto" follows the arrays; "cpu", "cuda" or "cuda:1" insist.
         precise: on a GPU, no fused multiply-add: the bits of the CPU, which never uses it, for rules without totals.
         groups: `Group`s; the first whose pattern matches a parameter's path holds for it.
@@ -58,6 +53,13 @@ class Optimizer(Stepping):
         zero_grads: the step sets gradients to 0 when it has read them, in the same pass; not those of rows.
         copy_out: arrays of the structure of `params`, float32, float64, float16 or bfloat16, None for a parameter that
             needs no copy: the step writes what a parameter becomes there, too, in the same pass.
+        state_dtype: how states are stored: "float32", "bf16", "f16" or "q8" (8 bits in blocks of 256), for all of them
+            or in a dict by name; None: as the parameters. See docs/memory.md.
+        rounding: of numbers in fewer than 32 bits. "stochastic": up or down by chance, right on average; "nearest".
+        master: what is kept besides of parameters in bfloat16 or float16, as `opt.state["master"]`. "float32": a copy
+            that steps go on from; "split": the other half of a float32, of bfloat16s; "kahan": what rounding lost.
+        memory: "8bit" is state_dtype="q8", "16bit" is state_dtype="bf16".
+        state_path: a file, made anew, that state is mapped from, where it does not fit into memory.
         **hyper: the rule's hyperparameters, numbers or callables of the step t = 1, 2, ...; `maximize=True` ascends.
 
     Attributes:
@@ -80,6 +82,11 @@ class Optimizer(Stepping):
         nonfinite: str = "ignore",
         zero_grads: bool = False,
         copy_out: Any = None,
+        state_dtype: Any = None,
+        rounding: str = "stochastic",
+        master: str | None = None,
+        memory: str | None = None,
+        state_path: Any = None,
         **hyper: Any,
     ):
         if not isinstance(rule, Rule):
@@ -102,9 +109,11 @@ class Optimizer(Stepping):
         arrays.check_overlap([place.span(a) for a in owned], names)
         self.rule, self.params, self.names = rule, params, names
         self._settings = Settings(rule, hyper, groups, names, owned)
-        place.check(self._settings, owned, sparse, nonfinite)
-        self._segments, flats = state.allocate(self._settings, owned, place.zeros)
+        self._settings.storage = storage.read(state_dtype, rounding, master, self._settings.rules, owned, memory)
+        place.check(self._settings, owned, sparse)
         copied = copies.survey(copy_out, tree, names, owned, place.span)
+        zeros = place.zeros if state_path is None else place.mapped(state_path)
+        self._segments, flats = state.allocate(self._settings, owned, zeros)
         mends = nonfinite == "zero"
         self._segments = [
             replace(
@@ -174,38 +183,11 @@ class Optimizer(Stepping):
         """Number of elements of all parameters."""
         return sum(s.array.size for s in self._segments)
 
-    # ---------------------------------------------------------------- hyperparameters
-    @property
-    def groups(self) -> tuple[GroupInfo, ...]:
-        """The groups as they stand, the optimizer's own row (pattern "*") last; values as of the next step."""
-        settings = self._settings
-        return tuple(
-            GroupInfo(
-                p,
-                tuple(n for n, r in zip(self.names, settings.of, strict=True) if r == k),
-                settings.frozen[k],
-                self.hyper(p),
-            )
-            for k, p in enumerate(settings.patterns)
-        )
-
-    def hyper(self, pattern: str | None = None) -> dict[str, float | bool]:
-        """Values for the next step, schedules evaluated: the optimizer's own, a group's (pattern) or a parameter's."""
-        settings = self._settings
-        row = settings.row(pattern)
-        return dict(zip(settings.schema(row), settings.evaluate(row, self.t + 1), strict=True))
-
-    def set(self, pattern: str | None = None, **hyper: Any) -> None:
-        """Change hyperparameters from the next step on: the optimizer's own, or those of the group of a pattern.
-
-        Groups inherit what they did not set themselves. Nothing is compiled again. Raises `ConfigError` and changes
-        nothing for an unknown name or a bad value, or a switch (such as `amsgrad`), which is fixed at construction.
-        """
-        with self._alone():
-            self._settings.update(pattern, hyper)
-            self._place.changed(self._settings, self._clock, None)
-
     # ---------------------------------------------------------------- state
+    def memory(self) -> Memory:
+        """What parameters and states take, in bytes and as what they are stored. Printed, it is a table."""
+        return memories.of(self._segments, tuple(self.state))
+
     def catch_up(self) -> None:
         """With sparse="exact" or "closed": bring all rows to the present, as whole gradients would.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastopt import codecs
 from fastopt.devices import place
 from fastopt.devices.array import DeviceArray
 from fastopt.devices.foreign import on_gpu, view
@@ -62,7 +63,7 @@ class Packed(Views):
     """Views, back to back, into one 64-byte aligned 1-d buffer, in the structure the parameters had.
 
     Attributes:
-        flat: the buffer, float32 or float64, of shape (number of elements,). On a GPU, where each view starts at a
+        flat: the buffer, of shape (number of elements,). On a GPU, where each view starts at a
             multiple of 256 bytes, there is room between them, which holds zeros.
         grads: the same structure over a second buffer, zeros at first; `Optimizer.step()` reads it.
 
@@ -137,9 +138,10 @@ def _assemble(tree: Tree, shapes: list[tuple[int, ...]], flat: np.ndarray, grads
 def pack(params: Any, *, dtype: Any = None, device: str = "auto") -> Packed:
     """Copy one array, or a list, tuple or nested dict of arrays, into one flat buffer; returns the structure of views.
 
-    Arrays may have any layout. All must be float32, or all float64, unless `dtype` (one of the two) says what they
-    become. `device`: "cuda" (or "cuda:1") puts the buffer on a GPU, "cpu" in host memory, "auto" where the arrays are.
-    From GPU to GPU neither dtype nor layout can change, and from a GPU to the host the copy is yours to make.
+    Arrays may have any layout. All must have one dtype, float32, float64, float16 or bfloat16, unless `dtype` says
+    what they become. `device`: "cuda" (or "cuda:1") puts the buffer on a GPU, where it is float32 or float64, "cpu" in
+    host memory, "auto" where the arrays are. From GPU to GPU neither dtype nor layout can change, and from a GPU to the
+    host the copy is yours to make.
 
     Raises `ConfigError` for an empty structure or another dtype, `ArrayTypeError` for a leaf that is no array,
     `DeviceError` for a device that is not there.
@@ -151,14 +153,15 @@ def pack(params: Any, *, dtype: Any = None, device: str = "auto") -> Packed:
     arrays = [_device(x, n, gpu) if on_gpu(x) else _host(x, n) for x, n in zip(leaves, names, strict=True)]
     if dtype is None:
         found = {a.dtype.newbyteorder("=") for a in arrays}
-        if len(found) > 1 or not found <= set(FLOATS):
+        if len(found) > 1 or not all(_packs(d, gpu) for d in found):
             shown = ", ".join(sorted(map(str, found)))
             raise ConfigError(
-                f"pack: the arrays are {shown}; expected all float32 or all float64. Say dtype=numpy.float32."
+                f"pack: the arrays are {shown}; expected all float32, float64, float16 or bfloat16. Say "
+                "dtype=numpy.float32."
             )
         dtype = found.pop()
-    elif np.dtype(dtype) not in FLOATS:
-        raise ConfigError(f"pack: dtype {np.dtype(dtype)}; expected float32 or float64.")
+    elif not _packs(np.dtype(dtype), gpu):
+        raise ConfigError(f"pack: dtype {np.dtype(dtype)}; expected float32, float64, float16 or bfloat16.")
     dtype = np.dtype(dtype)
     if wrong := [n for n, a in zip(names, arrays, strict=True) if isinstance(a, DeviceArray) and a.dtype != dtype]:
         raise ConfigError(f"pack: `{wrong[0]}` on the GPU is not {dtype}; convert it first.")
@@ -172,9 +175,14 @@ def pack(params: Any, *, dtype: Any = None, device: str = "auto") -> Packed:
     return packed
 
 
+def _packs(dtype: np.dtype, gpu: Any) -> bool:
+    return dtype in FLOATS or (gpu is None and codecs.is_half(dtype) and dtype.isnative)
+
+
 def _host(leaf: Any, name: str) -> np.ndarray:
     array = foreign(leaf, name)
-    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray) or array.dtype.kind not in "fiu":
+    known = isinstance(array, np.ndarray) and (array.dtype.kind in "fiu" or codecs.is_half(array.dtype))
+    if not known or isinstance(array, np.ma.MaskedArray):
         what = getattr(array, "dtype", type(leaf).__name__)
         raise ArrayTypeError(f"parameter `{name}` is {what}; expected a NumPy array of real numbers.")
     return array

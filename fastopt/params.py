@@ -136,13 +136,14 @@ def foreign(x: Any, name: str, wrong: type[FastoptError] = ArrayTypeError) -> An
         raise DeviceError(f"`{name}` lives on a GPU ({type(x).__name__}); expected an array in host memory.")
     x = x.detach() if hasattr(x, "detach") else x  # a PyTorch tensor that requires grad refuses to share its memory
     try:
-        if (found := codecs.tensor(x)) is not None:
+        if (found := codecs.tensor(x)) is not None and found.dtype != np.uint16:  # codes would pass for integers
             return found
         for attribute in ("__array_interface__", "__array__", "__dlpack__"):
             if hasattr(x, attribute):
                 return np.from_dlpack(x) if attribute == "__dlpack__" else np.asarray(x)
     except (TypeError, ValueError, BufferError, RuntimeError) as error:
-        raise wrong(f"`{name}`: NumPy cannot read this {type(x).__name__}: {error}") from error
+        remedy = ". Install ml_dtypes." if str(getattr(x, "dtype", "")) == "torch.bfloat16" else ""
+        raise wrong(f"`{name}`: NumPy cannot read this {type(x).__name__}: {error}{remedy}") from error
     if isinstance(x, np.generic | str | bytes | list | tuple | dict):
         return x
     try:
@@ -156,8 +157,12 @@ def _dlpack_device(x: Any) -> int:
     return 1 if ask is None else int(ask()[0])
 
 
-def parameter(x: Any, name: str) -> np.ndarray:
-    """`x` as an array that a kernel can update in place. Raises `ArrayTypeError` with the remedy."""
+def parameter(x: Any, name: str, halves: bool = True) -> np.ndarray:
+    """`x` as an array that a kernel can update in place. Raises `ArrayTypeError` with the remedy.
+
+    halves: may it be float16 or bfloat16?
+    """
+    floats = "float32, float64, float16 or bfloat16" if halves else "float32 or float64"
 
     def refuse(what: str, remedy: str) -> ArrayTypeError:
         return ArrayTypeError(f"parameter `{name}` {what}; {remedy}.")
@@ -166,14 +171,15 @@ def parameter(x: Any, name: str) -> np.ndarray:
         raise refuse(f"is a {type(x).__name__}, a number that cannot change in place", "pass numpy.array(x)")
     a = foreign(x, name)
     if not isinstance(a, np.ndarray):
-        raise refuse(f"is a {type(x).__name__}", "expected a NumPy array of float32 or float64")
+        raise refuse(f"is a {type(x).__name__}", f"expected a NumPy array of {floats}")
     if type(a) is not np.ndarray and not isinstance(a, np.memmap):
         raise refuse(f"is a {type(a).__name__}, a subclass with rules of its own", "pass numpy.asarray(x), or its data")
     if a is not x and not np.may_share_memory(a, foreign(x, name)):
         raise refuse(f"is a {type(x).__name__} that hands out copies", "pass a NumPy array that you own")
-    if a.dtype.newbyteorder("=") not in FLOATS:
+    half = halves and codecs.is_half(a.dtype)
+    if not half and a.dtype.newbyteorder("=") not in FLOATS:
         remedy = ": x.astype(numpy.float32)" if a.dtype.kind in "fiub" else ""
-        raise refuse(f"has dtype {a.dtype}", f"expected float32 or float64{remedy}")
+        raise refuse(f"has dtype {a.dtype}", f"expected {floats}{remedy}")
     if not a.dtype.isnative:
         raise refuse(f"has byte-swapped dtype {a.dtype.str}", "convert it: x.astype(x.dtype.newbyteorder('='))")
     if not a.flags.c_contiguous:
@@ -190,8 +196,8 @@ def parameter(x: Any, name: str) -> np.ndarray:
 
 def gradient(x: Any, like: np.ndarray, name: str) -> np.ndarray:
     """`x` as an array that a kernel can read beside `like`: itself where possible, else a plain copy."""
-    g = foreign(x, f"gradient of {name}", GradientError)
-    coded = g is not x and codecs.tensor(x) is not None
+    coded = codecs.tensor(x) if type(x) is not np.ndarray else None
+    g = foreign(x, f"gradient of {name}", GradientError) if coded is None else coded
     if isinstance(g, float | int | np.floating) and like.ndim == 0:
         g = np.asarray(g, like.dtype)
     if not isinstance(g, np.ndarray) or isinstance(g, np.ma.MaskedArray):
@@ -199,7 +205,7 @@ def gradient(x: Any, like: np.ndarray, name: str) -> np.ndarray:
         raise GradientError(
             f"gradient of `{name}`: got a {found}; expected an array of shape {like.shape}: numpy.asarray."
         )
-    half = coded or codecs.is_half(g.dtype)
+    half = coded is not None or codecs.is_half(g.dtype)
     if not half and g.dtype.newbyteorder("=") not in FLOATS:
         raise GradientError(
             f"gradient of `{name}`: dtype {g.dtype}; expected float32, float64, float16 or bfloat16, as "

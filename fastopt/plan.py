@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,9 +74,10 @@ class Plan:
             launch.run(q, clock, k == last)
         return -1
 
-    def norms(self) -> dict[int, float]:
-        """Segment -> norm of its gradient in the last step, where a launch took it before anything else."""
-        return {k: n for launch in self.launches for k, n in launch.norms().items()}
+    def norms(self) -> tuple[float | None, dict[int, float]]:
+        """Of the gradients in the last step, of all and by segment, where a launch took them before anything else."""
+        each = {k: n for launch in self.launches for k, n in launch.norms().items()}
+        return (math.hypot(*each.values()) if each else None), each
 
 
 def build(
@@ -109,15 +111,15 @@ def _launches(
     touched: dict[str, Touched],
     reading: str,
 ) -> list[Launch]:
-    alike: dict[tuple[Rule, Lowered, np.dtype, Codec], list[int]] = {}
-    apart: dict[int, tuple[Rule, Lowered, np.dtype, Codec]] = {}  # gradients of rows
+    alike: dict[tuple[Rule, Lowered, Codec, Codec], list[int]] = {}
+    apart: dict[int, tuple[Rule, Lowered, Codec, Codec]] = {}  # gradients of rows
     for k, (segment, kind) in enumerate(zip(segments, gradients, strict=True)):
         rule, low = settings.rule(k), segment.lowered
         if kind[:1] == "r":
             low = rows_of(low, reading, rule, settings.names[k])
-            apart[k] = rule, low, segment.array.dtype, codecs.of(kind[1])
+            apart[k] = rule, low, codecs.of(segment.array.dtype), codecs.of(kind[1])
         elif kind:
-            alike.setdefault((rule, low, segment.array.dtype, codecs.of(kind)), []).append(k)
+            alike.setdefault((rule, low, codecs.of(segment.array.dtype), codecs.of(kind)), []).append(k)
     for k in apart:
         array, steps = segments[k].array, segments[k].state.get("row_steps")
         if settings.names[k] not in touched:
@@ -155,7 +157,7 @@ def _launch(
     reduced: np.ndarray,
     rule: Rule,
     lowered: Lowered,
-    dtype: np.dtype,
+    dtype: Codec,
     gradient: Codec,
     touched: Touched | None = None,
 ) -> Launch:
@@ -175,19 +177,20 @@ def _launch(
         table = scratch.plain(lowered, s.array, s.key) | {b: a.ctypes.data for b, a in known.items()}
         table |= touched.addresses if touched else {}
         addresses[k] = [table.get(b, 0) for b in lowered.buffers]
+    rooms = scratch.rooms(lowered, len(tasks) - 1)
     return Launch(
         lowered=lowered,
         gradient=gradient,
         kernels=cpu.kernels(rule.name, lowered, dtype, gradient, n_threads > 1),
         parallel=n_threads > 1,
-        stages=stages(tuple(rule.schema), lowered, dtype),
+        stages=stages(tuple(rule.schema), lowered, dtype.real),
         rows=list(rows),
         tasks=tasks,
         work=work,
         addresses=addresses,
-        hyper=np.zeros((len(rows), 1 + len(lowered.columns)), dtype),
-        reduced=scratch.tables(lowered, work, arrays, n_tasks, reduced),
-        temporary=temporary,
+        hyper=np.zeros((len(rows), 1 + len(lowered.columns)), dtype.real),
+        reduced=(*scratch.tables(lowered, work, arrays, n_tasks, reduced), *list(rooms.values())[:1]),
+        temporary=[*temporary, rooms],
         products=scratch.products(
             lowered, text.names(lowered), groups, [segments[k].state for k in members], temporary
         ),

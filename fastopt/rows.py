@@ -31,7 +31,8 @@ def rows(indices: Any, values: Any) -> Rows:
     if _ready(indices, _INT64) and _ready(values, FLOATS) and indices.ndim == 1 <= values.ndim:
         if len(indices) == len(values):
             return Rows(indices, values)
-    where, what = np.asarray(indices), foreign(values, "values")
+    where, what = np.asarray(indices), codecs.tensor(values)
+    what = foreign(values, "values") if what is None else codecs.widened(what)
     if where.ndim != 1:
         raise GradientError(f"rows: indices of shape {where.shape}; expected (k,).")
     if where.dtype == np.bool_:
@@ -42,7 +43,7 @@ def rows(indices: Any, values: Any) -> Rows:
         where = where.astype(np.int64)  # [] is float64 to NumPy
     elif where.dtype.kind == "u" and where.size and int(where.max()) > np.iinfo(np.int64).max:
         raise GradientError(f"rows: the index {int(where.max())} is beyond int64.")
-    if isinstance(what, np.ndarray) and (codecs.is_half(what.dtype) or codecs.tensor(values) is not None):
+    if isinstance(what, np.ndarray) and codecs.is_half(what.dtype):
         what = codecs.widened(what)
     if not isinstance(what, np.ndarray) or what.dtype.newbyteorder("=") not in FLOATS:
         found = what.dtype if isinstance(what, np.ndarray) else type(what).__name__

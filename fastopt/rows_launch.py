@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from fastopt import codecs
+from fastopt.codecs import Codec
 from fastopt.errors import ConfigError
 from fastopt.gradients import Gradients
 from fastopt.groups import Settings
 from fastopt.launch import Launch, threads_for
 from fastopt.missed import Products, Zero
+from fastopt.rows import Rows
 from fastopt.schema import Rule
 from fastopt.targets import cpu
 from fastopt.touched import BEHIND, Touched
@@ -23,26 +26,34 @@ class RowsLaunch(Launch):
     """What is touched changes from step to step, and with it the tables."""
 
     rule: Rule
-    dtype: np.dtype
+    dtype: Codec
     name: str
     segment: int
     touched: Touched
     places: dict[str, int]  # columns of `addresses`
     _n: int = 0
     _values: Sequence[Any] = ()
-    _factor: float = 1.0  # of gradients
-    _gradients: Any = None
+    _factor: float = 1.0
+    _given: Any = None  # the values of the gradient
     _known: Any = None  # the addresses of `touched` that are in the table
     _seen: bytes | None = None  # the columns, without the sign, that the next two are of
     _moves: bool = False  # does a step change rows without a gradient?
     _matrix: Any = None  # closed: how
 
     def aim(self, gradients: Gradients) -> None:
-        self._gradients = gradients
-        self._take(gradients.rows[self.name].indices)
-        self.addresses[self.segment, 1] = gradients.addresses[self.segment]
+        self.take(gradients.rows[self.name], gradients.addresses[self.segment])
 
-    def _take(self, indices: np.ndarray) -> None:
+    def take(self, given: Rows, address: int) -> None:
+        """Take in a gradient, whose values are at `address`."""
+        self._given = given.values
+        self._share(given.indices)
+        self.addresses[self.segment, 1] = address
+
+    def release(self) -> None:
+        """The step is done."""
+        self._given = None
+
+    def _share(self, indices: np.ndarray) -> None:
         """Share out the rows that are touched."""
         itemsize = (len(self.lowered.state) + 1) * self.dtype.itemsize + self.gradient.itemsize
         n_threads = threads_for(_APART * len(indices) * self.touched.columns * itemsize)
@@ -101,7 +112,7 @@ class RowsLaunch(Launch):
         self._factor = factor
 
     def offender(self) -> int:
-        return -1 if np.isfinite(self._gradients.rows[self.name].values).all() else self.segment
+        return -1 if np.isfinite(codecs.widened(self._given)).all() else self.segment
 
     def run(self, q: int, clock: np.ndarray, last: bool) -> None:
         touched, t = self.touched, int(clock[0]) + 1 - self.rows[0][1]
@@ -134,7 +145,7 @@ class RowsLaunch(Launch):
             return
         clock, n = np.zeros(2 + len(self.addresses), np.int64), len(touched.array)
         for first in range(0, n, _BLOCK):  # or the tables would be as long as the parameter
-            self._take(np.arange(first, min(first + _BLOCK, n)))
+            self._share(np.arange(first, min(first + _BLOCK, n)))
             self._missed(now=kept - (touched.reading == "exact"), present=2**64 - 1, end=kept)
             super().run(0, clock, False)
 

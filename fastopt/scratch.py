@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastopt import codecs
+from fastopt.blocks import BLOCK
 from fastopt.lowered import Lowered
 from fastopt.matrices import MatrixCall, MatrixFunction, Work
 from fastopt.params import zeros
@@ -49,7 +51,7 @@ def buffers(lowered: Lowered, arrays: Sequence[Any], zeros: Callable[[int, Any],
     found: list[dict[str, Any]] = [{} for _ in arrays]
     for name, sizes in shapes.items():
         ends = np.cumsum([0, *(int(np.prod(s)) for s in sizes)])
-        flat = zeros(int(ends[-1]), np.float64 if name in lowered.between else arrays[0].dtype)
+        flat = zeros(int(ends[-1]), np.float64 if name in lowered.between else codecs.of(arrays[0].dtype).real)
         for mine, shape, i, j in zip(found, sizes, ends, ends[1:], strict=False):
             mine[name] = flat[i:j].reshape(shape)
     return found
@@ -70,6 +72,15 @@ def tables(
     totals = text.totals(lowered)
     lanes = np.zeros((n_tasks, totals, loops.BLOCK))
     return parameters(work, arrays), reduced, np.zeros((len(work), totals)), lanes
+
+
+def rooms(lowered: Lowered, n_tasks: int) -> dict[str, np.ndarray]:
+    """ "rooms", what kernels of state in 8 bits take besides, and "room", the memory it holds addresses of."""
+    if not lowered.scales:
+        return {}
+    room = zeros(n_tasks * len(lowered.scales) * BLOCK, np.float32)
+    starts = np.arange(n_tasks) * (room.nbytes // n_tasks) + room.ctypes.data
+    return {"rooms": starts.astype(np.uint64), "room": room}
 
 
 def parameters(work: np.ndarray, arrays: Sequence[Any]) -> np.ndarray:

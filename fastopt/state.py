@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fastopt import accumulate
+from fastopt import accumulate, codecs
+from fastopt.blocks import BLOCK
 from fastopt.errors import CheckpointError, ConfigError, listing
 from fastopt.groups import Settings
 from fastopt.launch import Segment
@@ -33,8 +34,9 @@ def allocate(
                 f"group with another rule: groups=[fastopt.Group({name!r}, rule=fastopt.adamw)]."
             )
     states: list[dict[str, Any]] = [{} for _ in owned]
-    flats = []
-    for name in settings.states:
+    flats, coded = [], []
+    more = [s for low in lowered for s in (*low.scales, "master") if s != "master" or low.master]
+    for name in dict.fromkeys([*settings.states, *more]):
         kinds = [_kind(name, low, a) for low, a in zip(lowered, owned, strict=True)]
         for dtype in dict.fromkeys(kind[0] for kind in kinds if kind):
             live = [(k, kind[1]) for k, kind in enumerate(kinds) if kind and kind[0] == dtype]
@@ -51,8 +53,15 @@ def allocate(
             for (k, shape), start, n in zip(members, ends, counts, strict=False):
                 view = flat[start : start + n].reshape(shape)
                 square = name in lowered[k].squares
-                _start(np.einsum("ii->i", view) if square else view, settings, name, k, owned[k])
                 states[k][name] = view
+                if name in dict(lowered[k].stored):
+                    coded += [(k, name)] if name in settings.rule(k).init else []
+                else:
+                    _start(np.einsum("ii->i", view) if square else view, settings, name, k, owned[k])
+    for k, name in coded:
+        start = np.zeros(owned[k].shape, codecs.of(owned[k].dtype).real)
+        _start(start, settings, name, k, owned[k])
+        codecs.write(states[k], name, start)
     # of paths, since their order does not matter
     keys = [zlib.crc32(name.encode(errors="surrogatepass")) for name in settings.names]
     rows = zip(owned, settings.of, lowered, states, keys, strict=True)
@@ -61,7 +70,11 @@ def allocate(
 
 def _kind(name: str, lowered: Lowered, param: Any) -> tuple[np.dtype, tuple[int, ...]] | None:
     """The dtype and the shape of a parameter's state; None if it has no such state."""
-    if name not in lowered.state:
+    own = codecs.of(param.dtype)
+    if name == "master" and lowered.master:
+        kind = {"float32": "float32", "split": "uint16", "kahan": own.name}[lowered.master]
+        return codecs.array_dtype(kind), param.shape
+    if name not in lowered.state and name not in lowered.scales:
         return None
     wide = np.dtype(np.float64)
     match dict(lowered.levels).get(name):
@@ -72,14 +85,19 @@ def _kind(name: str, lowered: Lowered, param: Any) -> tuple[np.dtype, tuple[int,
         case Level.COLUMN:
             return wide, (1, param.shape[1])
         case Level.MATRIX:
-            return param.dtype, (param.shape[lowered.squares[name] == "columns"],) * 2
-    return param.dtype, param.shape
+            return own.real, (param.shape[lowered.squares[name] == "columns"],) * 2
+    if name in lowered.scales:
+        return np.dtype(np.float32), (-(-param.size // BLOCK),)
+    codec = dict(lowered.stored).get(name)
+    return codecs.array_dtype(codec) if codec else own.real, param.shape
 
 
 def _start(view: Any, settings: Settings, name: str, k: int, param: Any) -> None:
     start = settings.rule(k).init.get(name, 0.0)
+    if name == "master":
+        start = "p" if view.dtype == np.float32 else 0.0
     if start == "p":
-        view[...] = param
+        view[...] = codecs.widened(param)
     elif isinstance(start, str):
         value = settings.value(settings.of[k], start)
         start = value(1) if callable(value) else value
@@ -176,13 +194,13 @@ def differences(
                 problems.append(f"{kind} `{n}`: {'not expected' if n in found else 'missing'}")
                 continue
             a, target = found[n], targets[n]
-            if not isinstance(a, np.ndarray) or a.shape != target.shape or a.dtype != target.dtype:
+            if not isinstance(a, np.ndarray) or a.shape != target.shape or not codecs.alike(a.dtype, target.dtype):
                 what = f"{a.dtype} {a.shape}" if isinstance(a, np.ndarray) else type(a).__name__
                 problems.append(f"{kind} `{n}`: {what}, expected {target.dtype} {target.shape}")
             elif kind == f"state `{ROW_STEPS}` of" and _count(t) and a.size and not 0 <= a.min() <= a.max() <= t:
                 problems.append(f"{kind} `{n}`: {a.min()} to {a.max()}, expected 0..{t}")
             else:
-                pairs.append((target, a))
+                pairs.append((target, a if a.dtype == target.dtype else a.view(target.dtype)))
     problems += accumulate.differences(saved.get("accumulated"), names, segments)
     return problems + settings.compare(saved["hyper"]), pairs
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from fastopt import threads
 from fastopt.averages import Averages
-from fastopt.errors import ConfigError, DeviceError, NonFiniteError
+from fastopt.errors import ConfigError, NonFiniteError
 from fastopt.scaling import LossScale
 from fastopt.sharpness import PERTURBED, Perturbation
 from fastopt.touched import BEHIND
@@ -25,7 +25,7 @@ class Last(NamedTuple):
         nonfinite: the path of the first parameter whose gradient was not finite; None if all were, or nobody looked.
         norm: the Euclidean norm of all gradients, unscaled and before clipping, where the rule takes one first
             (`clip_norm`, `clip_each_norm`, `clip_group_norm`), else None.
-        norms: the same of each parameter, by path.
+        norms: the same of each parameter, by path; on a GPU only where the rule takes them one by one.
     """
 
     skipped: bool = False
@@ -57,8 +57,9 @@ class Stepping(Perturbation, Averages):
         whether they were finite, and a step whose gradients were not is skipped, whatever `nonfinite` says.
 
         On a GPU the step is queued, behind what the library of the arrays has queued on its current stream, and nothing
-        waits for it. `stream` (of PyTorch, CuPy, Numba, cuda.core, or a handle) queues it there instead. The step may
-        be captured in a CUDA graph; see `prepare`. Other layouts are refused, not copied.
+        waits for it, but for a look at the gradients, which a `LossScale`, nonfinite="skip" and "raise" ask for.
+        `stream` (of PyTorch, CuPy, Numba, cuda.core, or a handle) queues it there instead. Without such a look the step
+        may be captured in a CUDA graph; see `prepare`. Other layouts are refused, not copied.
 
         Raises `GradientError` (structure, shape, dtype, shared memory), `ConfigError` (a schedule's value),
         `NonFiniteError` (with nonfinite="raise"), `ConcurrentUseError` or `TornStateError`; after any of them
@@ -105,12 +106,9 @@ class Stepping(Perturbation, Averages):
     def _unscaling(self, scale: Any) -> tuple[float, bool]:
         """What to multiply gradients by, and whether to look at them first. Raises `ConfigError`."""
         value = scale.value if isinstance(scale, LossScale) else scale
-        dynamic = isinstance(scale, LossScale)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ConfigError(f"step: `scale` is {scale!r}; expected a finite number > 0, or a fastopt.LossScale.")
-        if dynamic and hasattr(self._place, "control"):
-            raise DeviceError("step: a LossScale is for parameters in host memory; on a GPU give a number as `scale`.")
-        return 1 / value, dynamic or self._policy in ("skip", "raise")
+        return 1 / value, isinstance(scale, LossScale) or self._policy in ("skip", "raise")
 
     def prepare(self, *, stream: Any = None) -> None:
         """Bring the hyperparameters of the next step, schedules evaluated, to the CUDA graphs that hold a step.
@@ -147,13 +145,10 @@ class Stepping(Perturbation, Averages):
     @property
     def last(self) -> Last:
         """Of the last step: was it skipped, which gradient was not finite, and the norm before clipping."""
-        norms = self._plan.norms() if self._plan is not None else {}
         if self._offender >= 0:
             return Last(True, self.names[self._offender])
-        if not norms:
-            return Last()
-        named = {self.names[k]: n for k, n in sorted(norms.items())}
-        return Last(norm=math.hypot(*named.values()), norms=named)
+        norm, each = self._plan.norms() if self._plan is not None else (None, {})
+        return Last(norm=norm, norms={self.names[k]: n for k, n in sorted(each.items())} or None)
 
     def _replaced(self) -> NoReturn:
         now = self._list(self.params)

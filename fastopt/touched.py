@@ -84,6 +84,10 @@ def lowered(low: Lowered, reading: str, rule: Rule, name: str) -> Lowered:
         raise refuse("it sums over rows", 'use sparse="exact"')
     if reading != "lazy" and low.noises:
         raise refuse("its noise belongs to the optimizer's step", 'use sparse="lazy"')
+    if reading != "lazy" and low.rounded:
+        raise refuse("its state is rounded by chance", 'use rounding="nearest", or sparse="lazy"')
+    if low.scales:
+        raise refuse("its state is in blocks of 8 bits", 'use state_dtype="bf16"')
     return replace(low, touched=reading)
 
 
@@ -144,6 +148,10 @@ class Touched:
             self._sums = zeros(max(self._work) * (8 * self.columns + 64), np.uint8)  # a row for each thread
         tables = {"places": self._places, "order": self._order, "sums": self._sums}
         self.addresses = self.addresses | {name: table.ctypes.data for name, table in tables.items()}
+
+    def release(self) -> None:
+        """The step is done: nobody keeps its gradient alive."""
+        self._held = None
 
     def settle(self, done: int) -> int:
         """`kept`, when the parameter has done so many steps: an interrupted step may or may not have been taken."""

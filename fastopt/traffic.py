@@ -42,6 +42,7 @@ def traffic(
     *,
     dtype: Any = np.float32,
     gradient: Any = None,
+    state_dtype: Any = None,
     zero_grads: bool = False,
     copy_out: Any = None,
     **switches: Any,
@@ -49,14 +50,14 @@ def traffic(
     """What a step of a rule moves, counted from its kernels: `fo.traffic(fo.ema(fo.adamw)).bytes` is 36.
 
     Args:
-        dtype, gradient: of parameters and gradients, as in `fastopt.source`.
+        dtype, gradient, state_dtype: of parameters, gradients and states, as in `fastopt.source`.
         zero_grads: as of `Optimizer`.
         copy_out: the dtype of the second array, None for none.
         switches: of the rule, as in `fastopt.source`; a matrix is looked at unless matrix=False.
 
     Numbers of a parameter, a row or a column are left out: there are few of them.
     """
-    lowered, of_p, of_g = chosen(rule, dtype, gradient, switches)
+    lowered, of_p, of_g = chosen(rule, dtype, gradient, state_dtype, switches)
     copied = "" if copy_out is None else codecs.of(np.dtype(copy_out) if copy_out != "bfloat16" else copy_out).name
     return moved(lowered.around(False, zero_grads, copied), of_p, of_g)
 

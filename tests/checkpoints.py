@@ -18,13 +18,16 @@ WRAPPED = {
     "cautious": fo.cautious(fo.adamw, floor=1e-2),
     "grokfast": fo.grokfast(fo.sgd),
     "both": fo.clip_value(fo.grokfast(fo.adam), limit=0.5),
+    "lookahead": fo.lookahead(fo.adamw, interval=3),
+    "ema": fo.ema(fo.lion),
+    "stack": fo.ema(fo.lookahead(fo.clip_norm(fo.sgd, max_norm=1.0), interval=3), decay=0.9),
 }
 
 
 # Those that go on stepping in a new process, one for each kind of state: numbers of elements, parameters, rows, columns
 # and all parameters, square matrices, random numbers, averages, wrappers. Of the others the state is compared, bit for
 # bit, and test_catalogue.py goes on from a loaded state with all; each would cost a compile here.
-STEPPED = ("adamw", "adafactor", "adam_mini", "dog", "shampoo", "sgld", "schedule_free_adamw", "nadam", "both")
+STEPPED = ("adamw", "adafactor", "adam_mini", "dog", "shampoo", "sgld", "schedule_free_adamw", "nadam", "both", "stack")
 
 
 class Wrapped(Case):

@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import tempfile
 import tracemalloc
 from pathlib import Path
@@ -385,6 +387,16 @@ def refuses_or_loads(raw):
         else:
             assert not opt.torn
             opt.step({"w": np.ones((7, 3)), "b": np.ones(5)})
+
+
+def test_a_few_seconds_of_coverage_guided_fuzzing():
+    pytest.importorskip("atheris", reason="atheris is not installed")
+    here = Path(__file__).parent
+    command = [sys.executable, here / "fuzz_checkpoint.py", "-max_total_time=5", "-seed=1"]
+    paths = os.pathsep.join([str(here.parent), str(here), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "Done " in done.stderr, done.stdout + done.stderr
 
 
 EXTRA = st.recursive(

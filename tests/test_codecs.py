@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from test_machine import PACKED, assembly
 
 import fastopt as fo
-from fastopt import codecs, params
-from fastopt.targets import halves
+from fastopt import blocks, codecs, params
+from fastopt.targets import dice, halves
+from fastopt.targets.blocks import load_block, round_block, store_block
+from fastopt.targets.pointers import float32_at, q8_at
 
 CODES = np.arange(1 << 16, dtype=np.uint16)
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -56,11 +58,12 @@ def test_codes_without_ml_dtypes_are_uint16():
 
 
 @pytest.mark.parametrize("name", DTYPES)
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(width=32), min_size=1, max_size=50), st.data())
 def test_rounds_to_the_nearest(name, numbers, data):
     """And numbers half-way between two neighbours, which random ones never are."""
-    codes = np.array(data.draw(st.lists(st.integers(0, 0x7F7E), min_size=1, max_size=50)), np.uint16)
+    largest = {"float16": 0x7BFE, "bfloat16": 0x7F7E}[name]  # the last but one before infinity
+    codes = np.array(data.draw(st.lists(st.integers(0, largest), min_size=1, max_size=50)), np.uint16)
     low, high = (c.view(DTYPES[name]).astype(np.float64) for c in (codes, codes + np.uint16(1)))
     x = np.concatenate([np.array(numbers, np.float32), ((low + high) / 2).astype(np.float32)])
     with np.errstate(over="ignore", invalid="ignore"):
@@ -140,3 +143,211 @@ def test_the_source_of_16_bit_gradients():
         fo.source(fo.adamw, gradient="u2")
     with pytest.raises(fo.DeviceError, match="`g` in bfloat16"):
         fo.source(fo.adamw, "cuda", gradient="bfloat16")
+
+
+# ---- by chance -------------------------------------------------------------------------------------------------------
+
+
+def _rounded(name, x, key):
+    return ROUND[name](x, np.uint32(key)).view(DTYPES[name]).astype("f4")
+
+
+def _round_loop(function):
+    @numba.njit
+    def loop(x, key):
+        y = np.empty(len(x), np.uint16)
+        for i in range(len(x)):
+            y[i] = function(x[i], dice.dice(key, np.uint64(i)))
+        return y
+
+    return loop
+
+
+ROUND = {n: _round_loop(getattr(halves, f"round_{n}")) for n in DTYPES}
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_by_chance_a_number_becomes_one_of_its_neighbours_and_is_right_on_average(name):
+    rng = np.random.default_rng(0)
+    least = 2.0**-24 if name == "float16" else 2.0**-126  # a float16's numbers below 2**-14 have less digits
+    for x in (*rng.standard_normal(4), *(rng.standard_normal(4) * 1e-5), 3.7 * least):
+        x = np.float32(x)
+        found = _rounded(name, np.full(40_000, x), 7)
+        assert len(set(found)) == 2 and found.min() < x < found.max()
+        gap = float(found.max()) - float(found.min())
+        assert abs(found.astype("f8").mean() - x) < 5 * 0.5 * gap / 200  # five standard errors of 40,000 draws
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_by_chance_what_is_a_code_already_stays(name):
+    values = CODES.view(DTYPES[name]).astype(np.float32)
+    values[(values != 0) & (np.abs(values) < np.finfo("f4").tiny)] = 0  # no kernel stores subnormal float32 numbers
+    back = _rounded(name, values, 3)
+    np.testing.assert_array_equal(back, values)  # NaN and infinities, too
+
+
+# ---- 8 bits ----------------------------------------------------------------------------------------------------------
+
+
+@numba.njit
+def _kernels(codes, scales, x, how, key):
+    """Every block of x there (how > 0) or back."""
+    c, s, at = q8_at(codes.ctypes.data), float32_at(scales.ctypes.data), float32_at(x.ctypes.data)
+    first, n = np.uint64(0), np.uint64(x.size)
+    while first < n:
+        end = min(first + np.uint64(256), n)
+        if how == 0:
+            load_block(c, s, at, first, end)
+        elif how == 1:
+            store_block(c, s, at, first, end)
+        else:
+            round_block(c, s, at, first, end, np.uint32(key))
+        first = end
+
+
+def stored(x, how=1, key=0):
+    codes, scales = np.zeros(x.size, np.uint8), np.zeros(-(-x.size // 256), np.float32)
+    _kernels(codes, scales, x, how, key)
+    return codes, scales
+
+
+def decoded(codes, scales):
+    x = np.empty(codes.size, np.float32)
+    _kernels(codes, scales, x, 0, 0)
+    return x
+
+
+@pytest.mark.parametrize("how", [1, 2])
+@pytest.mark.parametrize("scale", [-1.0, 1.0, -3.7e-12, 2.5e-30, 1e30])
+def test_all_256_codes_come_back(scale, how):
+    codes = np.arange(256, dtype=np.uint8)
+    if scale > 0:
+        codes[128] = 129  # -128 is no code
+    scales = np.array([scale], np.float32)
+    x = decoded(codes, scales)
+    np.testing.assert_allclose(x, blocks.decode(codes, scales), rtol=1e-6)  # a few roundings
+    again, scales_again = stored(x, how)
+    np.testing.assert_array_equal(again, codes)
+    np.testing.assert_allclose(scales_again, scales, rtol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 700), st.sampled_from(["normal", "square", "wide", "zeros", "flat"]))
+def test_each_number_goes_to_one_of_its_two_levels(seed, n, kind):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(n)
+    x = {
+        "normal": x,
+        "square": x * x,
+        "wide": x * 10 ** rng.uniform(-12, 0, n),
+        "zeros": x * (rng.random(n) < 0.1),
+        "flat": np.full(n, 0.1),
+    }[kind].astype(np.float32)
+    signed = np.repeat([(b < 0).any() for b in np.split(x, range(256, n, 256))], 256)[:n]
+    top = np.repeat([np.abs(b).max() for b in np.split(x, range(256, n, 256))], 256)[:n].astype("f8")
+    three, four = (np.arange(129) / 127.0) ** 3, (np.arange(257) / 255.0) ** 4
+    for how in (1, 2):
+        y = decoded(*stored(x, how, seed))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share = np.nan_to_num(np.abs(x) / top)
+            got = np.nan_to_num(np.abs(y) / top)
+        for mask, levels in ((signed, three), (~signed, four)):
+            k = np.clip(np.searchsorted(levels, share[mask] * (1 + 1e-6), side="right") - 1, 0, len(levels) - 2)
+            low, high = levels[k] - 1e-6 * levels[k], levels[k + 1] * (1 + 1e-6)
+            # a number just below a level may count as that level, and so go to the next one with chance 0
+            assert ((got[mask] >= low - levels[k] * 2e-3 - 1e-12) & (got[mask] <= high)).all()
+        assert (np.sign(y)[~signed] == np.sign(x)[~signed]).all()  # never to 0
+        assert ((y == 0) | (np.sign(y) == np.sign(x))).all()
+
+
+def test_a_block_with_a_nan_or_an_infinity_is_nan():
+    x = np.ones(600, np.float32)
+    x[3], x[513] = np.nan, -np.inf
+    for how in (1, 2):
+        y = decoded(*stored(x, how))
+        assert np.isnan(y[:256]).all() and (y[256:512] == 1).all() and np.isnan(y[512:]).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(width=32), min_size=1, max_size=300))
+def test_any_floats(numbers):
+    """A NaN or an infinity spoils its block; a block of nothing but subnormal numbers is 0; the rest is near."""
+    x = np.array(numbers, np.float32)
+    for how in (1, 2):
+        y = decoded(*stored(x, how, 11))
+        for a, b in zip(np.split(x, range(256, x.size, 256)), np.split(y, range(256, x.size, 256)), strict=True):
+            top = np.abs(a).max()
+            if not np.isfinite(top):
+                assert np.isnan(b).all()
+            elif top < np.finfo(np.float32).tiny:
+                assert not b.any()
+            else:
+                assert (np.abs(b.astype("f8") - a) <= 0.025 * np.float64(top)).all()
+                k = np.abs(a).argmax()
+                assert b[k] == pytest.approx(a[k], rel=1e-6)
+
+
+def test_8_bits_by_chance_are_right_on_average():
+    rng = np.random.default_rng(1)
+    for x in (rng.standard_normal(256).astype("f4"), (rng.standard_normal(256) ** 2).astype("f4")):
+        found = np.mean([decoded(*stored(x, 2, key)).astype("f8") for key in range(0, 40_000_000, 10_007)], 0)
+        near = [decoded(*stored(x, how, 5)) for how in (1, 2)]
+        gap = np.abs(x) ** (2 / 3) * np.abs(x).max() ** (1 / 3) * 3 / 127 + np.abs(x).max() * 127.0**-3
+        assert (np.abs(near[0] - x) <= 0.6 * gap).all()
+        assert (np.abs(found - x) < 5 * 0.5 * gap / np.sqrt(3997)).all()  # five standard errors
+
+
+def test_writing_from_numpy_is_to_the_nearest():
+    x = np.random.default_rng(2).standard_normal((3, 300)).astype("f4")
+    codes, scales = np.zeros((3, 300), np.uint8), np.zeros(4, np.float32)
+    blocks.write(codes, scales, x)
+    np.testing.assert_array_equal(codes.ravel(), stored(x.ravel())[0])
+
+
+def dynamic_map(signed):
+    """The levels of Dettmers et al. 2022, section 1.3, as bitsandbytes makes them (create_dynamic_map)."""
+    found = [0.0, 1.0]
+    for i in range(7):
+        edges = np.linspace(0.1, 1, 2**i + 1 if signed else 2 ** (i + 1) + 1)
+        means = 10.0 ** (i - 6) * (edges[1:] + edges[:-1]) / 2
+        found += [*means, *(-means if signed else [])]
+    return np.sort(found)
+
+
+def by_levels(x, levels):
+    n = x.size // 256 * 256
+    x = x.ravel()[:n].reshape(-1, 256).astype("f8")
+    top = np.maximum(np.abs(x).max(1, keepdims=True), 1e-300)
+    return (levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, x / top)] * top).ravel()
+
+
+def test_no_worse_than_the_dynamic_map_on_states_of_adam():
+    """Of a small network on the digits: the error of m, and of the update m / sqrt(v) by m and by v alone."""
+    from sklearn.datasets import load_digits
+
+    X, y = (torch.tensor(a) for a in load_digits(return_X_y=True))
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
+    opt = torch.optim.AdamW(net.parameters())
+    for t in range(1, 101):
+        batch = torch.randint(0, len(X), (64,))
+        opt.zero_grad()
+        torch.nn.functional.cross_entropy(net(X[batch].float() / 16), y[batch]).backward()
+        opt.step()
+        if t not in (10, 100):
+            continue
+        m, v = (opt.state[net[0].weight][s].numpy().ravel() for s in ("exp_avg", "exp_avg_sq"))
+        ours = [decoded(*stored(x)).astype("f8") for x in (m, v)]
+        theirs = [by_levels(x, dynamic_map(signed)) for x, signed in ((m, True), (v, False))]
+
+        def update(m, v):
+            return m / (np.sqrt(v.astype("f8")) + 1e-8)
+
+        def rms(x):
+            return np.sqrt(np.mean(np.square(x, dtype="f8")))
+
+        true = update(m, v)
+        assert rms(ours[0] - m) <= rms(theirs[0] - m)
+        assert rms(update(ours[0], v) - true) <= rms(update(theirs[0], v) - true)
+        assert rms(update(m, ours[1]) - true) <= rms(update(m, theirs[1]) - true)
+        assert rms(ours[1] - v) <= 1.25 * rms(theirs[1] - v)  # 128 of its 255 levels are for the upper nine tenths

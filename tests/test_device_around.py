@@ -59,15 +59,66 @@ def test_perturbed_and_put_back(gpu):
     same(opt, twin)
 
 
+@pytest.mark.parametrize("rule", [fo.adamw, fo.clip_norm(fo.adamw, 1.0)], ids=lambda r: r.name)
+def test_skipped_steps_leave_every_bit_there_too(gpu, rule):
+    params = small(("f4", "f8", "f4"))
+    opt, twin, away = pair(gpu, rule, params, lr=0.01, zero_grads=True)
+    scales = fo.LossScale(8.0, interval=2), fo.LossScale(8.0, interval=2)
+    for t in range(5):
+        g = grads_of(params, t, "f8" if t == 3 else None)
+        g = {n: np.asarray(x * scales[0].value).astype(x.dtype) for n, x in g.items()}
+        if t in (1, 3):
+            g["b"][2] = np.nan
+        there_g = there(gpu, g)
+        opt.step(g, scale=scales[0]), twin.step(there_g, scale=scales[1])
+        assert scales[0].state_dict() == scales[1].state_dict()
+        assert opt.last.skipped == twin.last.skipped == (t in (1, 3)) and opt.last.nonfinite == twin.last.nonfinite
+        twin._place.driver.synchronize(0)
+        assert not any(x.get().any() for x in there_g.values())
+    same(opt, twin, rtol=1e-6 if rule is not fo.adamw else 0.0)
+    assert twin.t == 3
+    g = grads_of(params, 7)
+    there_g = there(gpu, g)
+    opt.step(g), twin.step(there_g)
+    assert opt.last.norm is None or twin.last.norm == pytest.approx(opt.last.norm, rel=1e-12)
+    strict = rule(away, nonfinite="raise")
+    g["scale"][...] = np.inf
+    with pytest.raises(fo.NonFiniteError, match="the gradient of `scale` is not finite"):
+        strict.step(there(gpu, g))
+    assert strict.t == 0
+
+
+@pytest.mark.parametrize("rule", [fo.ema(fo.sgd, 0.5), fo.schedule_free_adamw, fo.asgd], ids=lambda r: r.name)
+def test_averages_are_shown_there_too(gpu, rule):
+    params = small(("f4", "f8", "f4"))
+    opt, twin, away = pair(gpu, rule, params, lr=0.1, groups=[fo.Group("b", frozen=True)])
+    for t in range(3):
+        g = grads_of(params, t)
+        g["scale"] = None if t == 1 else g["scale"]
+        opt.step(g), twin.step(there(gpu, g))
+        with opt.averaged(), twin.averaged():
+            for n in params:
+                np.testing.assert_allclose(away[n].get(), params[n], rtol=1e-6)
+            with pytest.raises(fo.ConfigError, match="the parameters are averages now"):
+                twin.step(there(gpu, g))
+    same(opt, twin)
+
+
+def test_norms_of_each(gpu):
+    opt, twin, _ = pair(gpu, fo.clip_each_norm(fo.sgd, 0.5), small(), lr=0.1)
+    g = grads_of(small(), 0)
+    opt.step(g), twin.step(there(gpu, g))
+    assert twin.last.norms == pytest.approx(opt.last.norms, rel=1e-12)
+
+
 def test_what_the_device_cannot_do(gpu):
     away = there(gpu, small())
-    for policy in ("skip", "raise"):
-        with pytest.raises(fo.DeviceError, match=f"nonfinite is '{policy}'; on a GPU nobody waits"):
-            fo.adamw(away, nonfinite=policy)
     with pytest.raises(fo.DeviceError, match="copy_out is for parameters in host memory"):
         fo.adamw(away, copy_out={n: np.zeros(1) for n in away})
     with pytest.raises(fo.DeviceError, match="total over a group"):
         fo.clip_group_norm(fo.adamw, 1.0)(away)
-    opt = fo.adamw(away)
-    with pytest.raises(fo.DeviceError, match="on a GPU give a number as `scale`"):
-        opt.step(there(gpu, small()), scale=fo.LossScale())
+    opt = fo.adamw(away, nonfinite="skip")
+    g = there(gpu, grads_of(small(), 0))
+    opt.step(g, stream=4)
+    with gpu.capture(4), pytest.raises(fo.DeviceError, match="a look at the gradients waits for the device"):
+        opt.step(g, stream=4)

@@ -244,3 +244,12 @@ def test_tensors_are_read_without_the_array_interface(gpu, monkeypatch):
         fo.adamw(Tensor(arrays["w"], "torch.bfloat16"))
     with pytest.raises(fo.GradientError, match="gradient of `w` is not C-contiguous"):
         twin.step({**g, "w": Tensor(arrays["w"], contiguous=False)})
+
+
+def test_numbers_in_fewer_bits_are_for_the_host(gpu):
+    arrays = there(gpu, small())
+    for options in ({"memory": "8bit"}, {"state_dtype": {"m": "bf16"}}):
+        with pytest.raises(fo.DeviceError, match="state_dtype is for parameters in host memory; on a GPU leave it out"):
+            fo.adamw(arrays, **options)
+    with pytest.raises(fo.ArrayTypeError, match="dtype float16; expected float32 or float64"):
+        fo.adamw(gpu.array(np.ones(3, "f2")))

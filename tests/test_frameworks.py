@@ -83,3 +83,33 @@ def test_gradients_of_jax():
     assert not p["w"].any() and (p["b"] == -1).all()
     with pytest.raises(fo.ArrayTypeError, match="read-only"):  # JAX's arrays never change, so they are no parameters
         fo.sgd(grads)
+
+
+@pytest.mark.filterwarnings("ignore")  # of TensorFlow's imports
+def test_gradients_of_tensorflow(monkeypatch):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+    w = tf.Variable(tf.ones((3, 4)))
+    with tf.GradientTape(persistent=True) as tape:
+        square, some = tf.reduce_sum(w * w), tf.reduce_sum(tf.gather(w, [0, 0, 2]))
+    g, slices = tape.gradient(square, w), tape.gradient(some, w)
+    assert np.shares_memory(foreign(g, "w"), memoryview(g))  # no copy
+    p = np.ones((3, 4), "f4")
+    opt = fo.sgd({"w": p}, lr=0.25)
+    opt.step({"w": g})
+    assert (p == 0.5).all()
+    opt.step({"w": fo.rows(slices.indices, slices.values)})
+    assert p[:, 0].tolist() == [0.0, 0.5, 0.25]
+
+
+def test_gradients_of_mlx():
+    mx = pytest.importorskip("mlx.core", reason="MLX is not installed")
+    g = mx.grad(lambda w: (w * w).sum())(mx.ones((3, 4)))
+    assert np.shares_memory(foreign(g, "w"), memoryview(g))
+    p = np.ones((3, 4), "f4")
+    opt = fo.sgd({"w": p}, lr=0.25)
+    opt.step({"w": g})
+    assert (p == 0.5).all()
+    with pytest.raises(fo.GradientError, match="bfloat16"):
+        opt.step({"w": g.astype(mx.bfloat16)})
+    assert (p == 0.5).all()

@@ -14,7 +14,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of torch's internals, while they are imported
     from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
 
-NAMES = "Adadelta Adagrad Adam Adamax AdamW ASGD Muon NAdam RAdam RMSprop Rprop SGD".split()
+NAMES = "Adadelta Adagrad Adam Adamax AdamW ASGD Muon NAdam RAdam RMSprop Rprop SGD SparseAdam Adafactor".split()
 DB = {info.optim_cls.__name__: info for info in optim_db}
 INPUTS = [pytest.param(n, i, id=f"{n}-{i.desc or 'default'}") for n in NAMES for i in DB[n].optim_inputs_func("cpu")]
 ERRORS = [
@@ -22,7 +22,7 @@ ERRORS = [
     for n in NAMES
     for e in DB[n].optim_error_inputs_func("cpu", torch.float32)
 ]
-SHAPES = {"Muon": [(10, 5), (5, 10), (6, 6)]}
+SHAPES = {"Muon": [(10, 5), (5, 10), (6, 6)], "SparseAdam": [(10, 5), (7,), (3, 4, 2)]}
 PER_STEP = {
     # Newton-Schulz in bfloat16 (8 bits) there and in float32 here, five times on end
     "Muon": dict(rtol=0.05, atol=0.05),
@@ -42,7 +42,9 @@ def descend(opt, params, steps, seed=1, start=0):
     for t in range(start, start + steps):
         rng = torch.Generator().manual_seed(100 * seed + t)
         for k, p in enumerate(params):
-            p.grad = None if t % 3 == 2 and k == 1 else torch.randn(p.shape, generator=rng)
+            g = torch.randn(p.shape, generator=rng)
+            g = g.to_sparse(1) if isinstance(opt, torch.optim.SparseAdam) else g
+            p.grad = None if t % 3 == 2 and k == 1 else g
         opt.step()
 
 

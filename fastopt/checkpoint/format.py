@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from fastopt import codecs
 from fastopt.checkpoint.files import Damaged, File
 from fastopt.errors import CheckpointError, listing
 
@@ -29,10 +30,10 @@ DIMENSIONS = 32
 
 _CODES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1",
-    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "|b1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "|b1", "BF16": "<u2",
 }  # fmt: skip
 DTYPES = {code: np.dtype(text) for code, text in _CODES.items()}
-_CODE_OF = {dtype: code for code, dtype in DTYPES.items()}
+_CODE_OF = {dtype: code for code, dtype in DTYPES.items() if code != "BF16"}  # which NumPy has no dtype for
 
 
 class Entry(NamedTuple):
@@ -45,7 +46,7 @@ class Entry(NamedTuple):
 
     @property
     def dtype(self) -> np.dtype:
-        return DTYPES[self.code]
+        return codecs.array_dtype("bfloat16") if self.code == "BF16" else DTYPES[self.code]
 
 
 class Header(NamedTuple):
@@ -98,6 +99,8 @@ def encode(tensors: Mapping[str, np.ndarray], run: Any, extra: Any) -> Iterator[
 
 def code(name: str, a: np.ndarray) -> str:
     """What safetensors calls the dtype of an array, or a `CheckpointError`."""
+    if a.dtype.name == "bfloat16":
+        return "BF16"
     if (dtype := a.dtype.newbyteorder("<")) not in _CODE_OF:
         raise CheckpointError(f"`{name}` has dtype {a.dtype}; a checkpoint holds {listing(_CODE_OF, 20)}.")
     return _CODE_OF[dtype]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -76,6 +76,9 @@ class Cuda:
     def zeros(self, size: int, dtype: Any) -> DeviceArray:
         return zeros(self.driver, self.device, size, dtype)
 
+    def mapped(self, path: Any) -> NoReturn:
+        raise DeviceError(f"state_path is {str(path)!r}, which is for parameters in host memory; leave it out.")
+
     def copy_in(self, target: DeviceArray, host: np.ndarray, stream: int | None) -> None:
         """Copy, in order on a stream; None: at once."""
         if host.size and stream is not None:
@@ -84,16 +87,13 @@ class Cuda:
             with self.driver.relaxed():
                 self.driver.copy_in(self.device, target.address, host)
 
-    def check(self, settings: Settings, owned: Sequence[DeviceArray], sparse: str, nonfinite: str) -> None:
-        if nonfinite in ("skip", "raise"):
-            raise DeviceError(
-                f"nonfinite is {nonfinite!r}; on a GPU nobody waits for a look. Use 'zero', or write opt.control[1]: "
-                "any number but 0 skips the step."
-            )
+    def check(self, settings: Settings, owned: Sequence[DeviceArray], sparse: str) -> None:
         if sparse != "lazy":
             raise DeviceError(
                 f"sparse is {sparse!r}, which parameters on a GPU cannot have; gradients are whole there."
             )
+        if not settings.storage.plain:
+            raise DeviceError("state_dtype is for parameters in host memory; on a GPU leave it out.")
         for k, array in enumerate(owned):
             totals = [n.total for q in settings.lowered(k, array).passes for n, _ in q.totals if n.total]
             if any(over == "group" for _, over in totals):
@@ -149,6 +149,21 @@ class Cuda:
             self.driver.copy_out(self.device, now, self.clock.address)
             missed = (now[_T] - now[_STEPS:]).tolist()
             return plan.build(self, settings, segments, kinds, missed, threads.epoch)
+
+    def copied(self, array: DeviceArray) -> DeviceArray:
+        made = self.zeros(array.size, array.dtype).reshape(array.shape)
+        made[...] = array
+        return made
+
+    def show(self, settings: Settings, segments: Sequence[Segment], kinds: tuple[str, ...], clock: np.ndarray) -> None:
+        missed, now = (clock[_T] + 1 - clock[_STEPS:]).tolist(), self.read(clock.copy())
+        made = plan.build(self, settings, segments, kinds, missed, threads.epoch)
+        made.aim(np.zeros(len(segments), np.uint64))  # a view reads no gradient
+        self.write(clock)
+        try:
+            made.run(settings, clock, None)
+        finally:
+            self.write(now)  # which waits
 
     def call(self, module: Any, name: str, grid: str, arguments: list[int], limit: int = 1) -> Call:
         """A kernel of a generated module with its arguments; `limit`: more blocks than that would find no work."""

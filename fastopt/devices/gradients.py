@@ -75,6 +75,14 @@ class DeviceGradients(Gradients):
         self._held = leaves
         self._found = tuple(f for f in found if f) if None not in found else ()
 
+    def release(self, zero: bool = False) -> None:
+        if zero and self.zeroed:
+            self._driver.synchronize(self._device)
+            for kind, address, like in zip(self.kinds, self.addresses.tolist(), self._params, strict=True):
+                if kind and like.size:
+                    self._driver.zero(self._device, address, like.size * np.dtype(kind).itemsize)
+        super().release()
+
     def _look(self, leaf: Any, like: Any, name: str) -> View:
         where = f"gradient of `{name}`"
         if rows.is_sparse(leaf):
@@ -94,6 +102,8 @@ class DeviceGradients(Gradients):
             raise DeviceError(f"{where} is on cuda:{g.device}; the parameter is on cuda:{self._device}.")
         if g.dtype not in FLOATS:
             raise GradientError(f"{where}: dtype {g.dtype}; expected float32 or float64.")
+        if self.zeroed and not g.writeable:
+            raise GradientError(f"{where} is read-only, and zero_grads writes to it; pass a copy.")
         if g.shape != like.shape:
             raise GradientError(f"{where}: shape {g.shape}; expected {like.shape}, the parameter's.")
         if not g.contiguous or g.address % g.dtype.itemsize:

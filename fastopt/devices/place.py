@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from fastopt.errors import ArrayTypeError, ConfigError, DeviceError
 from fastopt.gradients import Gradients
 from fastopt.groups import Settings
 from fastopt.launch import Segment
+from fastopt.mapped import Mapped
 from fastopt.params import Tree
 from fastopt.targets import driver
 from fastopt.touched import Touched
@@ -28,7 +29,11 @@ class Place(Protocol):
     def parameter(self, x: Any, name: str) -> Any: ...
     def span(self, array: Any) -> tuple[int, int]: ...
     def zeros(self, size: int, dtype: Any) -> Any: ...
-    def check(self, settings: Settings, owned: Sequence[Any], sparse: str, nonfinite: str) -> None:
+    def mapped(self, path: Any) -> Callable[[int, Any], Any]:
+        """`zeros` in a file."""
+        ...
+
+    def check(self, settings: Settings, owned: Sequence[Any], sparse: str) -> None:
         """Raise `DeviceError` for what cannot run here."""
         ...
 
@@ -52,6 +57,14 @@ class Place(Protocol):
         stream: int | None,
     ) -> Any: ...
     def stream(self, stream: Any) -> int: ...
+    def copied(self, array: Any) -> Any:
+        """Another array that holds the same, for as long as parameters are shown otherwise."""
+        ...
+
+    def show(self, settings: Settings, segments: Sequence[Segment], kinds: tuple[str, ...], clock: np.ndarray) -> None:
+        """A step that counts nowhere, whose rules are views: `clock` is that before the last step."""
+        ...
+
     def changed(self, settings: Settings, clock: np.ndarray, stream: int | None, replay: bool = False) -> None:
         """Bring new hyperparameters to graphs that were captured. `replay`: the host hears of a step in this way."""
         ...
@@ -64,7 +77,10 @@ class Host:
     zeros = staticmethod(arrays.zeros)
     span = staticmethod(arrays.span)
 
-    def check(self, settings: Settings, owned: Sequence[np.ndarray], sparse: str, nonfinite: str) -> None:
+    def mapped(self, path: Any) -> Callable[[int, Any], np.ndarray]:
+        return Mapped(path).zeros
+
+    def check(self, settings: Settings, owned: Sequence[np.ndarray], sparse: str) -> None:
         pass
 
     def start(self, n: int) -> np.ndarray:
@@ -90,6 +106,13 @@ class Host:
         stream: int | None,
     ) -> plan.Plan:
         return plan.build(settings, segments, kinds, (clock[_T] - clock[_STEPS:]).tolist(), touched, reading)
+
+    def copied(self, array: np.ndarray) -> np.ndarray:
+        return array.copy()
+
+    def show(self, settings: Settings, segments: Sequence[Segment], kinds: tuple[str, ...], clock: np.ndarray) -> None:
+        missed = (clock[_T] + 1 - clock[_STEPS:]).tolist()
+        plan.build(settings, segments, kinds, missed, {}, "lazy").run(settings, clock)
 
     def stream(self, stream: Any) -> int:
         raise ConfigError(f"stream is {stream!r}; these parameters are in host memory, where there are no streams.")

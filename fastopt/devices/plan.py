@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from fastopt.launch import Segment
 from fastopt.lowered import COPY, Lowered
 from fastopt.schema import Rule
 from fastopt.staged import Staged, stages
-from fastopt.targets import cuda, cuda_everywhere, text
+from fastopt.targets import cuda, cuda_everywhere, cuda_finite, text
 from fastopt.targets.driver import Call
 
 if TYPE_CHECKING:
@@ -37,6 +38,12 @@ class DeviceLaunch(Staged):
     addresses: np.ndarray
     addresses_at: DeviceArray
     partials: DeviceArray
+    lowered: Lowered
+    gradient: np.dtype
+    n_chunks: int
+    work_at: DeviceArray
+    reduced: DeviceArray
+    members: list[int]  # the segments
     everywhere: dict[str, tuple[int, ...]]  # kernel -> the totals over all parameters that it leaves in `partials`
     calls: dict[tuple[int, int], Call]  # (pass, place in the pass) -> kernel
     prologue: Call
@@ -60,13 +67,15 @@ class DevicePlan:
     _values: np.ndarray = field(default_factory=lambda: np.zeros(0))
     _aimed: np.ndarray | None = None  # the gradients whose addresses are on the device
     _aim: np.ndarray | None = None
+    _watch: tuple[list[Call], DeviceArray] | None = None
 
     def fixed(self, stream: int | None) -> bool:
         """Must other gradients have a plan of their own?"""
         return self.captured or self.place.capturing(self.place.ready(stream))
 
-    def aim(self, gradients: Gradients) -> None:
-        self._aim = gradients.addresses
+    def aim(self, gradients: Gradients | np.ndarray) -> None:
+        """Take in where the gradients are, or their addresses."""
+        self._aim = gradients if isinstance(gradients, np.ndarray) else gradients.addresses
 
     def run(
         self, settings: Settings, clock: np.ndarray, stream: int | None, factor: float = 1.0, watch: bool = False
@@ -83,6 +92,11 @@ class DevicePlan:
                 place.captured.append(self)
             place.follow(on, capturing)
             place.unscale(factor, on)
+            if watch:
+                if capturing:
+                    raise DeviceError("a look at the gradients waits for the device, which a CUDA graph cannot")
+                if (bad := self.look(on)) >= 0:
+                    return bad
             clock[1] = 1  # torn if the launches are interrupted half-way
             place.driver.run(place.device, self.calls, on)
         except DeviceError as error:
@@ -94,8 +108,40 @@ class DevicePlan:
         clock[1] = 0
         return -1
 
-    def norms(self) -> dict[int, float]:
-        return {}  # they are the device's own
+    def look(self, on: int) -> int:
+        """The first segment whose gradient is not finite, or -1. Waits for the device, and puts the skip flag back."""
+        place = self.place
+        if self._watch is None:
+            found = zeros(place.driver, place.device, len(self.kinds), np.int64)
+            module = cuda_finite.module()
+            calls = [place.call(module, "begin", "one", [len(self.kinds), found.address])]
+            for x in self.launches:
+                given = [x.n_chunks, x.addresses.shape[1], x.work_at.address, x.addresses_at.address]
+                given += [found.address, place.control.address]
+                calls.append(place.call(module, f"look_{x.gradient}", "chunks", given, x.n_chunks))
+            self._watch = calls, found
+        calls, found = self._watch
+        place.driver.run(place.device, calls, on)
+        bad = np.flatnonzero(found.copy_to_host())
+        if bad.size:
+            place.control[1:2] = 0.0
+        return int(bad[0]) if bad.size else -1
+
+    def norms(self) -> tuple[float | None, dict[int, float]]:
+        """Of the gradients in the last step, of all and by segment, where they were taken first. Waits."""
+        whole: float | None = None
+        each: dict[int, float] = {}
+        for launch in self.launches:
+            number = launch.lowered.norm
+            if number is None or number.total is None:
+                continue
+            reduced = launch.reduced.copy_to_host().reshape(-1, launch.lowered.slots)
+            squares = {k: float(reduced[k, number.slot]) for k in launch.members}
+            if number.total[1] == "all":
+                whole = math.sqrt(squares[launch.members[0]])
+            else:
+                each |= {k: math.sqrt(x) for k, x in squares.items()}
+        return whole, each
 
     def _upload(self, stream: int | None) -> None:
         if self._aim is None or (self._aimed is not None and np.array_equal(self._aim, self._aimed)):
@@ -207,6 +253,12 @@ def _launch(
         rows=list(rows),
         hyper=np.zeros((len(rows), columns), dtype),
         rule=rule,
+        lowered=lowered,
+        gradient=np.dtype(str(gradient)),
+        n_chunks=len(work),
+        work_at=tables["work"],
+        reduced=tables["reduced"],
+        members=members,
         addresses=addresses,
         addresses_at=tables["addresses"],
         partials=tables["partials"],

@@ -56,11 +56,11 @@ _KERNEL = """{numbers}
         types.uint64[:, ::1],  # addresses: a row per segment
         types.{dtype}[:, ::1],  # hyper: a row per group
         types.int64[::1],  # clock: steps done, dirty flag, then the steps of each segment
-        types.boolean,  # last: is this the last launch of the step?{reduced_types}
+        types.boolean,  # last: is this the last launch of the step?{reduced_types}{room_types}
     ),
     parallel={parallel}, cache=True, nogil=True, error_model="numpy",
 )
-def {name}(tasks, work, addresses, hyper, clock, last{reduced_names}):
+def {name}(tasks, work, addresses, hyper, clock, last{reduced_names}{room_names}):
     clock[1] = 1{before}
     for task in {range}(tasks.size - 1):
         for chunk in range(tasks[task], tasks[task + 1]):  # unsigned bounds, or the inner loop does not vectorise
@@ -73,6 +73,9 @@ _REDUCED_TYPES = """
         types.float64[:, ::1],  # reduced: a row per segment; its totals, then numbers, and its group
         types.float64[:, ::1],  # partials: a row per chunk; its totals
         types.float64[:, :, ::1],  # lanes: per task and total, the numbers of a block on their way into the sum"""
+
+_ROOM_TYPES = """
+        types.uint64[::1],  # rooms: per task, the address of a room for a block of every state in 8 bits"""
 
 _COUNT = """
             if lo == 0:
@@ -103,7 +106,9 @@ def source(
         if lowered.slots
         else "",
         rows="from fastopt.targets.touched import AHEAD, add, compose, fetch\n" if lowered.touched else "",
-        noise="from fastopt.targets.noise import noise_key, normal\n" if lowered.noises else "",
+        noise=("from fastopt.targets.noise import noise_key, normal\n" if lowered.noises else "")
+        + ("from fastopt.targets.blocks import load_block, round_block, store_block\n" if lowered.scales else "")
+        + ("from fastopt.targets.dice import dice, dice_key, other_half\n" if lowered.rounded else ""),
         halves=text.halves(kernels),
         dtype=of["p"].real,
         wide="\nwide = np.float64  # numbers and sums" if lowered.slots else "",
@@ -134,6 +139,8 @@ def _kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, Codec], parallel
         parallel=parallel,
         range="prange" if parallel else "range",
         reduced_types=_REDUCED_TYPES if lowered.slots else "",
+        room_types=_ROOM_TYPES if lowered.scales else "",
+        room_names=", rooms" if lowered.scales else "",
         reduced_names=", parameters, reduced, partials, lanes" if lowered.slots else "",
         numbers=numbers.function(name, lowered, q) if q.numbers else "",
         before=f"\n    numbers_{name}(parameters, addresses, hyper, reduced)" if q.numbers else "",

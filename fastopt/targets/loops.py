@@ -1,12 +1,16 @@
 """The loop over the elements of a chunk on the CPU: plain, with running sums, or row by row."""
 
+import re
+from collections.abc import Iterable
+
+from fastopt.blocks import BLOCK
 from fastopt.codecs import Codec
 from fastopt.lowered import Lowered
 from fastopt.passes import Number, Pass
 from fastopt.statements import Level
-from fastopt.targets import text
+from fastopt.targets import masters, text
 
-BLOCK = 256  # running sums side by side in float64, 2 KiB: no addition waits for the one before it
+# running sums side by side in float64, 2 KiB: no addition waits for the one before it
 
 _PLAIN = """\
 for i in range(lo, hi):
@@ -20,6 +24,20 @@ while first < hi:
     for i in range(first, min(first + width, hi)):
 {loop}
     first += width
+{done}"""
+
+# State in 8 bits is decoded into the task's room, a block at a time, as if it were an array of float32 that begins at
+# `first`; the loop is the same, and encodes it again. A chunk is a whole number of blocks.
+_BLOCKS = """\
+{clear}
+first = lo
+while first < hi:
+    end = min(first + np.uint64({block}), hi)
+{decode}
+    for i in range(first, end):
+{loop}
+{encode}
+    first = end
 {done}"""
 
 # A chunk is a run of whole rows: the sum of a row is complete here, that of a column is the chunk's part.
@@ -48,19 +66,22 @@ def elements(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
     columns = [n for n in q.uses if n.level is Level.COLUMN]
     of_rows, of_columns, of_all = ([(n, v) for n, v in q.totals if n.level is level] for level in _LEVELS)
     loop = [f"{n.name} = real({n.vector}_at[i - lo])" for n in columns]
-    loop += [f"{local} = {text.load(b, f'{b}_at[i]', of)}" for local, b in q.loads]
+    loop += loads(lowered, q, of)
     loop += q.body
-    loop += [f"{b}_at[i] = {text.result(b, value, of)}" for b, value in q.stores]
+    loop += stores(lowered, q, of)
     loop += [f"lanes[task, {_slot(n)}, i - first] += wide({value})" for n, value in (*of_all, *of_rows)]
     loop += [f"{_part(n)}_at[part + (i - lo)] += wide({value})" for n, value in of_columns]
 
-    buffers = dict.fromkeys([b for _, b in q.loads] + [b for b, _ in q.stores])
+    buffers = dict.fromkeys(b for b in lowered.buffers if b in used(lowered, q))
     buffers |= dict.fromkeys([n.vector for n in (*rows, *columns, *(n for n, _ in of_rows))])
     buffers |= dict.fromkeys([_part(n) for n, _ in of_columns])
-    unpack = noises(lowered, loop)
+    unpack = noises(lowered, [*loop, *_encode(lowered, q, lowered.scales.values())])
     unpack = text.columns(lowered, loop + unpack, "{}") + unpack
     unpack += [f"{n.name} = real(reduced[segment, {n.slot}])" for n in q.uses if n.level is Level.REDUCED]
-    unpack += [f"{b}_at = {text.pointer(lowered, b, of[b])}" for b in buffers]
+    blocked = [b for b in buffers if of[b].blocked]
+    unpack += [f"{b}_at = {text.pointer(lowered, b, of[b])}" for b in buffers if b not in blocked]
+    unpack += [f"{b}_codes_at = {text.pointer(lowered, b, of[b])}" for b in blocked]
+    unpack += [f"{s}_at = {text.pointer(lowered, s, of[s])}" for s, b in lowered.scales.items() if b in blocked]
     done = [f"partials[chunk, {_slot(n)}] = drain(lanes[task, {_slot(n)}], width)" for n, _ in of_all]
     if rows or columns or of_rows or of_columns:
         frame = _ROWS.format(
@@ -73,6 +94,15 @@ def elements(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
             sums=text.indent([f"{n.vector}_at[row] = drain(lanes[task, {_slot(n)}], width)" for n, _ in of_rows], 4),
             done="\n".join(done),
         )
+    elif blocked:
+        frame = _BLOCKS.format(
+            block=BLOCK,
+            clear=f"width = min(hi - lo, np.uint64({BLOCK}))\nclear(lanes[task], width)" if of_all else "",
+            decode=text.indent(_decode(lowered, q, blocked), 4),
+            loop=text.indent(loop, 8),
+            encode=text.indent(_encode(lowered, q, blocked), 4),
+            done="\n".join(done),
+        )
     elif of_all:
         frame = _SUMS.format(block=BLOCK, loop=text.indent(loop, 8), done="\n".join(done))
     else:
@@ -80,11 +110,63 @@ def elements(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
     return [*unpack, *(line for line in frame.splitlines() if line.strip())]
 
 
+def used(lowered: Lowered, q: Pass) -> set[str]:
+    """What a pass reads or writes, of each element."""
+    found = {b for _, b in q.loads} | {b for b, _ in q.stores}
+    return found | {"master"} if lowered.master and "p" in found else found
+
+
+def loads(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
+    """Lines that load an element of each buffer of a pass, decoded."""
+    return [
+        f"{local} = {masters.load(lowered.master, of)}"
+        if b == "p" and lowered.master
+        else f"{local} = {text.load(b, f'{b}_at[i]', of)}"
+        for local, b in q.loads
+    ]
+
+
+def stores(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
+    """Lines that store one, encoded."""
+    chances = text.chances(lowered)
+    lines = []
+    for b, value in q.stores:
+        if b == "p" and lowered.master:
+            lines += masters.store(lowered.master, of, value)
+        else:
+            lines.append(f"{b}_at[i] = {text.result(b, value, of, chances)}")
+    rolled = sorted(word for word in text.words(lines) if re.fullmatch(r"dice_\d+", word))
+    return [f"{word} = dice(key_{word[5:]}, i)" for word in rolled] + lines
+
+
+def _decode(lowered: Lowered, q: Pass, blocked: Iterable[str]) -> list[str]:
+    lines, loaded = [], [b for _, b in q.loads]
+    for b in blocked:
+        k = list(lowered.scales.values()).index(b)
+        lines.append(f"{b}_at = float32_at(rooms[task] + np.uint64({k * 4 * BLOCK}) - np.uint64(4) * first)")
+        if b in loaded:
+            lines.append(f"load_block({b}_codes_at, {b}_scale_at, {b}_at, first, end)")
+    return lines
+
+
+def _encode(lowered: Lowered, q: Pass, blocked: Iterable[str]) -> list[str]:
+    stored = [b for b, _ in q.stores if b in blocked]
+    places = [f"{b}_codes_at, {b}_scale_at, {b}_at, first, end" for b in stored]
+    return [
+        f"round_block({at}, key_{b})" if b in lowered.rounded else f"store_block({at})"
+        for b, at in zip(stored, places, strict=True)
+    ]
+
+
 def noises(lowered: Lowered, loop: list[str]) -> list[str]:
     """Lines that make the keys of the random numbers that the loop draws."""
     named = [(key, seed) for key, seed in lowered.noises if key in text.words(loop)]
     key = f"addresses[segment, {lowered.buffers.index('key')}]" if named else ""
-    return [f"{name} = noise_key({seed}, clock[0], {key}, {name[5:]})" for name, seed in named]
+    keys = [f"{name} = noise_key({seed}, clock[0], {key}, {name[5:]})" for name, seed in named]
+    words = [*map(str, range(len(lowered.rounded))), *lowered.scales.values()]
+    rolled = {f"key_{w}": k for k, w in enumerate(words) if f"key_{w}" in text.words(loop)}
+    key = f"addresses[segment, {lowered.buffers.index('key')}]" if rolled else ""
+    return keys + [f"{name} = dice_key(clock[0], {key}, {k})" for name, k in rolled.items()]
 
 
 _LEVELS = (Level.ROW, Level.COLUMN, Level.REDUCED)

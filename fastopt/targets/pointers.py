@@ -21,6 +21,7 @@ def _pointer(element: types.Type):
 float32_at = _pointer(types.float32)
 float64_at = _pointer(types.float64)
 uint64_at = _pointer(types.uint64)
+q8_at = _pointer(types.uint8)
 float16_at = bfloat16_at = _pointer(types.uint16)  # the codes, see `halves`
 
 

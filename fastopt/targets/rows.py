@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+from fastopt.blocks import BLOCK
 from fastopt.codecs import Codec
 from fastopt.lowered import COPY, Lowered
 from fastopt.passes import Number, Pass
@@ -92,15 +93,17 @@ def before(lowered: Lowered) -> Pass:
 def elements(lowered: Lowered, of: dict[str, Codec]) -> list[str]:
     """Lines of text; `of`: how every buffer is stored."""
     place = {n: lowered.buffers.index(n) for n in lowered.between}
-    passes = [line for q in lowered.passes for line in _pass(lowered, q, of)]
-    used = {b for q in lowered.passes for _, b in q.loads} | {b for q in lowered.passes for b, _ in q.stores}
+    # gradients of rows are made anew for every step: none is set to 0
+    kept = [replace(q, stores=tuple(s for s in q.stores if s[0] != "g")) for q in lowered.passes]
+    passes = [line for q in kept for line in _pass(lowered, q, of)]
+    used = {b for q in kept for b in loops.used(lowered, q)}
     used |= {s for s, level in lowered.numbers.items() if level is Level.ROW}
     buffers = [b for b in lowered.buffers if b in used and b != "g"]
     noises = loops.noises(lowered, passes)
     once = [f"{n.name}_wide = reduced[segment, {n.slot}]" for n in before(lowered).numbers]
     once += [f"{b}_at = {text.pointer(lowered, b, of[b])}" for b in buffers]
     if any(q.totals for q in lowered.passes):
-        once += [f"width = min(length, np.uint64({loops.BLOCK}))", "clear(lanes[task], width)"]
+        once += [f"width = min(length, np.uint64({BLOCK}))", "clear(lanes[task], width)"]
     columns = text.columns(lowered, passes + noises, "{}")
     how = {"gradient": of["g"], "itemsize": of["g"].itemsize}
     if lowered.touched == "lazy":
@@ -119,7 +122,7 @@ def elements(lowered: Lowered, of: dict[str, Codec]) -> list[str]:
             once += [f"{b}_at = {text.pointer(lowered, b, of[b])}" for b in live if b not in buffers]
             once += [*columns, f"products_at = float64_at(addresses[segment, {place['products']}])"]
             once += [f"room_ = np.empty((2, {len(live)}, {len(live)}))"]
-            matrix, product = _product(live, of)
+            matrix, product = _product(lowered, live, of)
             steps = _CLOSED.format(
                 matrix=text.indent(matrix, 4), product=text.indent(product, 8), passes=text.indent(passes, 4), **how
             )
@@ -133,14 +136,14 @@ def elements(lowered: Lowered, of: dict[str, Codec]) -> list[str]:
     return [line for line in frame.splitlines() if line.strip()]
 
 
-def _product(live: list[str], of: dict[str, Codec]) -> tuple[list[str], list[str]]:
+def _product(lowered: Lowered, live: list[str], of: dict[str, Codec]) -> tuple[list[str], list[str]]:
     """Lines that take a matrix out of its room, and those that multiply elements by it."""
     d = range(len(live))
     matrix = [f"m{i}_{j}_ = real(room_[0, {i}, {j}])" for i in d for j in d]
-    loads = [f"x{j}_ = {text.load(b, f'{b}_at[i]', of)}" for j, b in enumerate(live)]
     values = [" + ".join(f"m{i}_{j}_ * x{j}_" for j in d) for i in d]
-    stores = [*zip(live, values, strict=True), *([(COPY, values[0])] if COPY in of else [])]
-    return matrix, loads + [f"{b}_at[i] = {text.result(b, v, of)}" for b, v in stores]
+    stores = (*zip(live, values, strict=True), *(((COPY, values[0]),) if COPY in of else ()))
+    q = replace(lowered.passes[0], loads=tuple((f"x{j}_", b) for j, b in enumerate(live)), stores=stores)
+    return matrix, [*loops.loads(lowered, q, of), *loops.stores(lowered, q, of)]
 
 
 def _fetch(lowered: Lowered, buffer: str, itemsize: int) -> str:
@@ -154,9 +157,7 @@ def _pass(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
     lines = [line for n in q.numbers if _inside(lowered, n) for line in _number(lowered, n)]
     lines += [f"{s}_at[row] = {new}_wide" for s, new in q.kept if lowered.numbers[s] is Level.ROW]
     lines += [f"{n.name} = real({n.name}_wide)" for n in q.uses]
-    loop = [f"{local} = {text.load(b, f'{b}_at[i]', of)}" for local, b in q.loads]
-    loop += q.body
-    loop += [f"{b}_at[i] = {text.result(b, value, of)}" for b, value in q.stores if b != "g"]  # rows are made anew
+    loop = [*loops.loads(lowered, q, of), *q.body, *loops.stores(lowered, q, of)]
     totals = [(n.total[0], n.name, value) for n, value in q.totals if n.total]
     if totals:
         loop += [f"lanes[task, {k}, i - start] += wide({value})" for k, _, value in totals]

@@ -9,11 +9,16 @@ from fastopt import codecs, math
 from fastopt.codecs import Codec
 from fastopt.lowered import COPY, Lowered
 
+_NONE: Mapping[str, str] = {}
+
 
 def dtypes(lowered: Lowered, dtype: np.dtype | Codec, gradient: np.dtype | Codec) -> dict[str, Codec]:
     """How the elements of every buffer are stored, p and g first."""
-    wide, plain, stored = codecs.of("float64"), codecs.of(dtype), dict(lowered.stored)
+    wide, own, stored = codecs.of("float64"), codecs.of(dtype), dict(lowered.stored)
+    plain = codecs.of(own.real)
     of = {b: wide if b in lowered.numbers or b in lowered.between else plain for b in lowered.buffers}
+    of |= dict.fromkeys(lowered.scales, codecs.of("float32"))
+    of |= {"p": own, "master": plain if lowered.master == "float32" else own} if lowered.master else {"p": own}
     return {**of, **{b: codecs.of(name) for b, name in stored.items()}, "g": codecs.of(gradient)}
 
 
@@ -85,17 +90,29 @@ def load(buffer: str, value: str, of: Mapping[str, Codec]) -> str:
     return f"scale * {value}" if buffer == "g" else value
 
 
-def result(buffer: str, value: str, of: Mapping[str, Codec]) -> str:
-    """What is stored, encoded: state without subnormal numbers."""
+def result(buffer: str, value: str, of: Mapping[str, Codec], chances: Mapping[str, str] = _NONE) -> str:
+    """What is stored, encoded: state without subnormal numbers. `chances`: buffer -> bits that it is rounded by."""
     if buffer == "g":
         return value  # 0, whose code is 0 in every codec
+    codec = of[buffer]
     value = value if buffer in ("p", COPY) else f"flush({value})"
-    return f"to_{of[buffer]}({value})" if of[buffer].coded else value
+    if codec.coded and buffer in chances:
+        return f"round_{codec}({value}, {chances[buffer]})"
+    if codec.coded:
+        return f"to_{codec}({value})"
+    return value if codec.real == of["p"].real else f"np.{codec.real}({value})"
+
+
+def chances(lowered: Lowered) -> dict[str, str]:
+    """Buffers in 16 bits that are rounded by chance -> half of a word of random bits: two buffers share a word."""
+    rounded = [b for b in lowered.rounded if b not in lowered.scales.values()]
+    return {b: f"other_half(dice_{k // 2})" if k % 2 else f"dice_{k // 2}" for k, b in enumerate(rounded)}
 
 
 def halves(lines: Iterable[str]) -> str:
     """The import of the decoders and encoders that the lines call; '' if there are none."""
-    called = sorted(words(lines) & {f"{way}_{name}" for way in ("from", "to") for name in codecs.CODECS})
+    known = {f"{way}_{name}" for way in ("from", "to", "round") for name in ("float16", "bfloat16")}
+    called = sorted(words(lines) & {*known, "upper_half", "lower_half", "join_halves"})
     return f"from fastopt.targets.halves import {', '.join(called)}\n" if called else ""
 
 

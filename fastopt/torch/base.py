@@ -104,7 +104,7 @@ class Fast(torch.optim.Optimizer):
             if not tensors.ordinary(p) or (p.grad is not None and p.grad.layout is not torch.strided):
                 raise ConfigError(
                     f"use_flat_grads: a parameter of shape {tuple(p.shape)} and dtype {p.dtype} on `{p.device}` cannot "
-                    "have its gradient in a buffer; expected dense float32, float64 or complex tensors in CPU memory."
+                    "have its gradient in a buffer; expected dense tensors in CPU memory, of real or complex numbers."
                 )
         flat, self._buffers = tensors.flat_like(params)
         for p, g in zip(params, flat, strict=True):
@@ -143,31 +143,42 @@ class Fast(torch.optim.Optimizer):
         groups = self.param_groups
         params = list(chain.from_iterable(map(_params, groups)))
         given = list(map(_grad, params))
-        if hasattr(self, "found_inf") and not self._unscaled(given):
-            return loss
+        if hasattr(self, "found_inf"):
+            given = self._unscaled(given)
+            if given is None:
+                return loss
         engine = self._engine
         if engine is None or not engine.fits(groups, self.state, params, given, self._flat):
             self._engine = None  # whatever fails from here on, the next step looks again
             if type(self.state) is not States:
                 self._own_state()
             engine = Engine(type(self).__name__, self.kind, groups, self.state, given)
+        engine.prepare(given)
         if engine.others:
             self._by_torch(engine.others)
         engine.run(given)
         self._engine = engine
         return loss
 
-    def _unscaled(self, given: list[Any]) -> bool:
-        """What `GradScaler` leaves to optimizers that say they support it; False: skip the step."""
+    def _unscaled(self, given: list[Any]) -> list[Any] | None:
+        """What `GradScaler` leaves to optimizers that say they support it: gradients to step by; None: skip the step.
+
+        Those in 16 bits are unscaled in 32: that they would be too small in 16 is what they were scaled for.
+        """
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         if found_inf is not None and float(found_inf):
-            return False
-        if scale is not None:
-            with torch.no_grad():
-                for g in given:
-                    if g is not None:
-                        g.mul_(1.0 / float(scale))
-        return True
+            return None
+        if scale is None:
+            return given
+        found, factor = list(given), 1.0 / float(scale)
+        with torch.no_grad():
+            for k, g in enumerate(given):
+                if g is not None and g.dtype in (torch.float16, torch.bfloat16):
+                    found[k] = g.float().mul_(factor)
+                    g.copy_(found[k])
+                elif g is not None:
+                    g.mul_(factor)
+        return found
 
     def _by_torch(self, params: list[torch.Tensor]) -> None:
         """Let torch's own class step `params` alone."""
@@ -179,17 +190,19 @@ class Fast(torch.optim.Optimizer):
             raise ConfigError(
                 f"{name}: a parameter of shape {tuple(odd.shape)}, dtype {odd.dtype} on `{odd.device}`, with a "
                 f"gradient of dtype {odd.grad.dtype if odd.grad is not None else None}, is none that kernels can "
-                "step; expected float32, float64 or their complex pairs in CPU memory."
+                "step; expected float32, float64, complex pairs of them, bfloat16 or float16 in CPU memory."
             )
         step = kind.torch.step
         while getattr(step, "hooked", False):  # hooks and profile are those of our step
             step = step.__wrapped__  # type: ignore[attr-defined]
         chosen = set(map(id, params))
         kept = [g["params"] for g in self.param_groups]
+        scaled = {n: vars(self).pop(n) for n in ("grad_scale", "found_inf") if n in vars(self)}  # that is done
         try:
             for g in self.param_groups:
                 g["params"] = [p for p in g["params"] if id(p) in chosen]
             step(self)
         finally:
+            vars(self).update(scaled)
             for g, everyone in zip(self.param_groups, kept, strict=True):
                 g["params"] = everyone

@@ -7,12 +7,17 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import torch
 
+from fastopt import codecs
 from fastopt.groups import MAXIMIZE
 from fastopt.lower import lower
 from fastopt.lowered import Lowered
 from fastopt.schema import MATRIX, Hyper, Rule
+from fastopt.storage import Storage
+
+TORCH, DENSE = -2, -1  # ways to step a parameter; any other is by rows: over how many axes a gradient's indices go
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +29,10 @@ class Kind:
         state: rule state -> key of `opt.state[p]`, in the order torch writes them.
         names: rule hyperparameter -> key of the group, where it is neither the same nor part of `betas`.
         counted: does `opt.state[p]` hold `step`? If not, a parameter has begun once it has its states.
-        real: does the rule take no pairs for complex numbers?
+        plain: is `step` an int, not a tensor?
+        dense: does the class take dense gradients?
+        sparse: group -> do kernels take sparse gradients?
+        takes: (group, parameter) -> does the rule say what torch's class does with it?
         torch: torch's own class, which takes the parameters that kernels cannot.
         values: group -> what the rule's hyperparameter is, where that is no key's value.
     """
@@ -33,7 +41,10 @@ class Kind:
     state: Mapping[str, str]
     names: Mapping[str, str] = field(default_factory=dict)
     counted: bool = True
-    real: bool = False
+    plain: bool = False
+    dense: bool = True
+    sparse: Callable[[Mapping[str, Any]], bool] = lambda group: False
+    takes: Callable[[Mapping[str, Any], torch.Tensor], bool] = lambda group, p: True
     torch: type[torch.optim.Optimizer] | None = None
     values: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
 
@@ -66,12 +77,12 @@ def _plain(value: Any) -> Any:
 
 
 class Rows:
-    """torch's parameter groups as plans read settings: a row each, numbers only."""
+    """torch's parameter groups as plans read settings: a row each, numbers only. `of` and `names` are of parameters."""
 
-    def __init__(self, kind: Kind, groups: Sequence[Mapping[str, Any]], of: Sequence[int]):
+    def __init__(self, kind: Kind, groups: Sequence[Mapping[str, Any]], of: Sequence[int], names: Sequence[str]):
         self.rules = [kind.rule(g) for g in groups]
         self._read = [kind.reader(rule) for rule in self.rules]
-        self._kind, self._of, self.version = kind, of, 0
+        self._kind, self._of, self.names, self.version = kind, of, names, 0
         self._schemas: list[dict[str, Hyper]] = [{**r.schema, MAXIMIZE.name: MAXIMIZE} for r in self.rules]
         self.values = [read(g) for read, g in zip(self._read, groups, strict=True)]
         self._switches = [self._truths(row, v) for row, v in enumerate(self.values)]
@@ -88,9 +99,28 @@ class Rows:
         return True
 
     def lowered(self, row: int, dimensions: int) -> Lowered:
-        rule = self.rules[row]
-        matrix = tuple((n, dimensions == 2) for n in rule.switches if n == MATRIX)
-        return lower(rule, self._switches[row] + matrix)
+        return lower(self.rules[row], self._chosen(row, dimensions))
+
+    def seen(self, row: int, dimensions: int) -> Lowered:
+        """The rule's view."""
+        view = self.rules[row].view
+        assert view is not None
+        return lower(view, self._chosen(row, dimensions))
+
+    def stored(self, lowered: Lowered, row: int, array: np.ndarray) -> Lowered:
+        """The rule of a parameter in 16 bits: torch's states are as narrow, and all is rounded to nearest.
+
+        Without a class in torch, states are float32, and parameters are rounded by chance, as by `Optimizer`.
+        """
+        own, rule = codecs.of(array.dtype), self.rules[row]
+        if not own.coded:
+            return lowered
+        as_torch = Storage(named=dict.fromkeys(rule.state, own.name), stochastic=False)
+        return (as_torch if self._kind.torch else Storage()).applied(lowered, rule, array)
+
+    def _chosen(self, row: int, dimensions: int) -> tuple[tuple[str, bool], ...]:
+        matrix = tuple((n, dimensions == 2) for n in self.rules[row].switches if n == MATRIX)
+        return self._switches[row] + matrix
 
     def value(self, row: int, name: str) -> Any:
         return dict(zip(self._schemas[row], self.values[row], strict=True))[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from itertools import chain
 from typing import Any
@@ -11,9 +12,11 @@ import torch
 
 from fastopt.errors import ConfigError
 from fastopt.schema import REQUIRED, Rule
+from fastopt.torch.averages import Averages
 from fastopt.torch.base import Fast
 from fastopt.torch.kind import Kind
 
+_WIDE = (torch.float32, torch.float64)
 _OPTIONS = ("foreach", "fused")  # torch chooses between loops by them; accepted, and without effect
 
 
@@ -43,14 +46,14 @@ class RuleOptimizer(Fast):
                 self.rule.schema[key].check(value, None, f"`{name}`")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but states in float64 stay so beside float32 parameters."""
+        """As torch's, but states in float64 or float32 stay so beside narrower parameters."""
         super().load_state_dict(state_dict)
         saved = chain.from_iterable(g["params"] for g in state_dict["param_groups"])
         params = chain.from_iterable(g["params"] for g in self.param_groups)
         for k, p in zip(saved, params, strict=True):
             mine = dict.get(self.state, p, {})
             for key, value in state_dict["state"].get(k, {}).items():
-                if isinstance(value, torch.Tensor) and value.dtype == torch.float64 and mine[key].dtype != value.dtype:
+                if isinstance(value, torch.Tensor) and value.dtype in _WIDE and mine[key].dtype != value.dtype:
                     mine[key] = value.to(p.device, copy=True)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -69,19 +72,22 @@ def from_rule(
 
     Args:
         rule: any rule, of the catalogue or your own.
-        name: of the class; the rule's, in capitals as torch writes them, unless given.
+        name: of the class; the rule's words, each with a capital, unless given.
         betas: are beta1, beta2, ... one argument `betas`, as torch writes it?
         state: rule state -> its key in `opt.state[p]`; the rule's own names unless given.
 
     The hyperparameters are arguments in the rule's order with its defaults; `maximize` is one more. `opt.state[p]`
-    holds `step` and the states. Pickling works where the class is found under its name in the module that made it.
+    holds `step` and the states. If the rule has a view, as `ema` and schedule-free rules do, `opt.eval()` shows it and
+    `opt.train()` goes back. Pickling works where the class is found under its name in the module that made it.
     """
     if not isinstance(rule, Rule):
         raise ConfigError(f"from_rule: got a {type(rule).__name__}; expected a rule, such as fastopt.lion.")
     if unknown := [s for s in state or {} if s not in rule.state]:
         raise ConfigError(f"from_rule: `{rule.name}` has no state `{unknown[0]}`; it has {list(rule.state)}.")
-    name = name or "".join(word.capitalize() for word in rule.name.split("_"))
-    kind = Kind(lambda group: rule, {**{s: s for s in rule.state}, **(state or {})})
+    name = name or "".join(word.capitalize() for word in re.findall("[^\\W_]+", rule.name))
+    if not name.isidentifier():
+        raise ConfigError(f"from_rule: the name is {name!r}; expected one that a class can have.")
+    kind = Kind(lambda group: rule, {**{s: s for s in rule.state}, **(state or {})}, sparse=lambda group: True)
     module = sys._getframe(1).f_globals.get("__name__", "__main__")
     members = {
         "kind": kind,
@@ -90,7 +96,7 @@ def from_rule(
         "__module__": module,
         "__signature__": _signature(rule, betas),
     }
-    return type(name, (RuleOptimizer,), members)
+    return type(name, (Averages, RuleOptimizer) if rule.view else (RuleOptimizer,), members)
 
 
 def _signature(rule: Rule, betas: bool) -> inspect.Signature:

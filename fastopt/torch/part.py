@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
+from fastopt import codecs
 from fastopt import state as allocation
 from fastopt.errors import ConfigError
 from fastopt.lowered import Lowered
 from fastopt.statements import Level
 from fastopt.torch import tensors
-from fastopt.torch.kind import Kind, Rows
+from fastopt.torch.kind import DENSE, Kind, Rows
 
 
 @dataclass(eq=False)
@@ -27,6 +29,7 @@ class Part:
     array: np.ndarray
     state: dict[str, np.ndarray] = field(default_factory=dict)
     narrow: list[str] = field(default_factory=list)  # single numbers that torch keeps in less than float64
+    rounded: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # those of rows and columns: both arrays
 
     @property
     def copied(self) -> bool:
@@ -39,8 +42,10 @@ class Part:
         self.tensor.detach().copy_(self.memory)
 
 
-def part(p: torch.Tensor, rows: Rows, row: int) -> Part:
+def part(p: torch.Tensor, rows: Rows, row: int, way: int) -> Part:
     lowered = rows.lowered(row, p.dim())
+    if way != DENSE:
+        return _of_rows(p, lowered, rows, row, way)
     shaped = bool(lowered.sided)
     if shaped and (p.dim() != 2 or p.is_complex()):
         raise ConfigError(
@@ -52,7 +57,20 @@ def part(p: torch.Tensor, rows: Rows, row: int) -> Part:
         memory = torch.empty(p.shape, dtype=p.dtype)
         array = tensors.view(memory, shaped=shaped)
     assert array is not None
-    return Part(p, row, lowered, memory, array)
+    return Part(p, row, rows.stored(lowered, row, array), memory, array)
+
+
+def _of_rows(p: torch.Tensor, lowered: Lowered, rows: Rows, row: int, axes: int) -> Part:
+    if lowered.matrices or any(q.totals for q in lowered.passes):
+        raise ConfigError(
+            f"a parameter of shape {tuple(p.shape)} has a sparse gradient, but each step of `{rows.rules[row].name}` "
+            "looks at whole parameters; make it dense (torch.nn.Embedding(..., sparse=False)), or give the parameter "
+            "to another optimizer, such as fastopt.torch.SparseAdam."
+        )
+    array = tensors.view(p, shaped=True)
+    assert array is not None
+    array = array.reshape(math.prod(p.shape[:axes]), math.prod(p.shape[axes:]))  # a row for each place that has one
+    return Part(p, row, rows.stored(lowered, row, array), p, array)
 
 
 def adopt(mine: Part, kind: Kind, rows: Rows, held: dict[str, Any]) -> None:
@@ -66,6 +84,10 @@ def adopt(mine: Part, kind: Kind, rows: Rows, held: dict[str, Any]) -> None:
             held.setdefault(key, None)
             continue
         like = _like(mine, name)
+        wide = np.empty(0)
+        if kind.torch is not None and dict(mine.lowered.levels).get(name) in (Level.ROW, Level.COLUMN):
+            wide = like.numpy()
+            like = like.to(mine.memory.dtype)
         if held.get(key) is None:
             held[key] = _begin(mine, rows, name, like)
         else:
@@ -73,6 +95,10 @@ def adopt(mine: Part, kind: Kind, rows: Rows, held: dict[str, Any]) -> None:
             held[key] = tensors.adopt(held[key], like, what)
         array = tensors.view(held[key], shaped=mine.array.flags.c_contiguous and mine.memory.is_contiguous())
         assert array is not None
+        if wide.size and array.dtype != wide.dtype:
+            wide[...] = array
+            mine.rounded.append((array, wide))
+            array = wide
         mine.state[name] = array
 
 
@@ -81,8 +107,9 @@ def _like(mine: Part, name: str) -> torch.Tensor:
     found = allocation._kind(name, mine.lowered, mine.array)
     assert found is not None
     dtype, shape = found
-    if shape == mine.array.shape and dtype == mine.array.dtype and name not in dict(mine.lowered.levels):
-        return mine.memory.detach()
+    if shape == mine.array.shape and name not in dict(mine.lowered.levels):
+        same = codecs.alike(dtype, mine.array.dtype)
+        return mine.memory.detach() if same else torch.empty_like(mine.memory.detach(), dtype=torch.float32)
     return torch.from_numpy(np.empty(shape, dtype))
 
 

@@ -27,9 +27,47 @@ def _part(key: str, k: int) -> Any:
     return lambda group: group[key][k]
 
 
+def _eps1(group: Mapping[str, Any]) -> float:
+    given = group["eps"][0]
+    return torch.finfo(group["params"][0].dtype).eps if given is None else given
+
+
 KINDS: dict[str, Kind] = {
-    "SGD": Kind(_always(fo.sgd), {"b": "momentum_buffer"}, counted=False, torch=torch.optim.SGD),
-    "Adagrad": Kind(_always(fo.adagrad), {"s": "sum"}, torch=torch.optim.Adagrad),
+    "SGD": Kind(
+        _always(fo.sgd),
+        {"b": "momentum_buffer"},
+        counted=False,
+        # with momentum torch's buffer is sparse, too, and moves rows that the gradient does not touch
+        sparse=lambda group: not (group["momentum"] or group["weight_decay"] or group.get("fused")),
+        torch=torch.optim.SGD,
+    ),
+    "Adagrad": Kind(
+        _always(fo.adagrad),
+        {"s": "sum"},
+        sparse=lambda group: not (group["weight_decay"] or group.get("fused")),
+        torch=torch.optim.Adagrad,
+    ),
+    "SparseAdam": Kind(
+        _always(fo.keras.adam),  # whose eps stands where SparseAdam's does
+        MOMENTS,
+        plain=True,
+        dense=False,
+        sparse=lambda group: True,
+        values={"weight_decay": lambda group: 0.0, "amsgrad": lambda group: False},
+        torch=torch.optim.SparseAdam,
+    ),
+    "Adafactor": Kind(
+        _always(fo.adafactor),
+        {"r": "row_var", "c": "col_var", "v": "variance"},
+        # of larger arrays torch factors the last two axes; eps1 of None depends on the dtype
+        takes=lambda group, p: (
+            p.dim() <= 2
+            and p.dtype in (torch.float32, torch.float64)
+            and (group["eps"][0] is not None or p.dtype == group["params"][0].dtype)
+        ),
+        torch=torch.optim.Adafactor,
+        values={"eps1": _eps1, "eps2": _part("eps", 1)},
+    ),
     "RMSprop": Kind(
         _always(fo.rmsprop),
         {"v": "square_avg", "b": "momentum_buffer", "ga": "grad_avg"},
@@ -57,7 +95,7 @@ KINDS: dict[str, Kind] = {
         _always(fo.muon),
         {"B": "momentum_buffer"},
         counted=False,
-        real=True,
+        takes=lambda group, p: not p.is_complex(),
         torch=torch.optim.Muon,
         values={
             **{n: _part("ns_coefficients", k) for k, n in enumerate("abc")},

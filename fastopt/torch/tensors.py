@@ -8,10 +8,18 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from fastopt import codecs
 from fastopt.errors import ConfigError, DeviceError
 from fastopt.params import ALIGN
 
-KINDS = {torch.float32: "f", torch.float64: "d", torch.complex64: "f", torch.complex128: "d"}
+KINDS = {
+    torch.float32: "f",
+    torch.float64: "d",
+    torch.float16: "e",
+    torch.bfloat16: "bfloat16",
+    torch.complex64: "f",
+    torch.complex128: "d",
+}
 _DISPATCH = getattr(torch.Tensor, "__torch_dispatch__", None)  # subclasses with another are no plain memory
 
 
@@ -48,7 +56,11 @@ def view(x: torch.Tensor, *, shaped: bool) -> np.ndarray | None:
     if not x.is_contiguous() and not shaped:
         strides = x.stride()
         x = x.permute(sorted(range(x.dim()), key=lambda d: (-strides[d], -x.shape[d])))
-    return x.numpy() if x.is_contiguous() else None
+    if not x.is_contiguous():
+        return None
+    if x.dtype == torch.bfloat16:  # which NumPy does not know
+        return x.view(torch.int16).numpy().view(codecs.array_dtype("bfloat16"))
+    return x.numpy()
 
 
 def overlapping(arrays: Sequence[np.ndarray]) -> bool:
@@ -63,7 +75,8 @@ def adopt(value: torch.Tensor, like: torch.Tensor, what: str) -> torch.Tensor:
         raise ConfigError(f"{what} has shape {tuple(value.shape)}; expected {tuple(like.shape)}.")
     if ordinary(value) and value.dtype == like.dtype and value.stride() == like.stride():
         return value
-    return torch.empty_like(like, requires_grad=False).copy_(value.detach())
+    value = value.detach() if value.layout is torch.strided else value.detach().to_dense()
+    return torch.empty_like(like, requires_grad=False).copy_(value)
 
 
 def flat_like(params: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

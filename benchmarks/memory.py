@@ -1,0 +1,84 @@
+"""AdamW with state in fewer bits against torch's fused AdamW: `python -m benchmarks.memory [--elements N] [--out F]`.
+
+All on one float32 array of N elements, steps taking turns in one process; figures are medians, a ratio is the median of
+the ratios of neighbours in time.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fastopt as fo
+from benchmarks import facts
+from benchmarks.report import markdown, setting
+from fastopt.commands import bench
+from fastopt.commands.peers import torch_step
+
+ELEMENTS = 1 << 25
+WAYS = {
+    "float32": {},
+    "bf16": {"state_dtype": "bf16"},
+    "bf16, nearest": {"state_dtype": "bf16", "rounding": "nearest"},
+    "f16": {"state_dtype": "f16"},
+    "8bit": {"memory": "8bit"},
+    "8bit, nearest": {"memory": "8bit", "rounding": "nearest"},
+}
+
+
+def run(n: int, **timing: Any) -> dict[str, Any]:
+    others, g = facts.Others(), bench.buffer(n, 1e-3)
+    made = {name: fo.adamw(bench.buffer(n, 0.5), **options) for name, options in WAYS.items()}
+    steps: dict[str, Callable[..., Any]] = {name: partial(opt.step, g) for name, opt in made.items()}
+    if torch := torch_step(fo.adamw, [bench.buffer(n, 0.5)], [g], "fused"):
+        steps["torch fused, float32"] = torch
+    samples = bench.interleave(steps, **timing)
+    rows = []
+    for name, sample in samples.items():
+        row = {"name": name, "ms": sample.median * 1e3}
+        if name in made:
+            row["bytes"] = made[name].memory().state_bytes / n
+        if torch:
+            row["times faster than torch"] = sample.times_faster_than(samples["torch fused, float32"])
+        rows.append(row)
+    return {"elements": n, "machine": facts.machine() | {facts.OTHERS: others.share()}, "rows": rows}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The results in Markdown."""
+    lines = [
+        (
+            r["name"],
+            f"{r['bytes']:.2f}" if "bytes" in r else "8.00",
+            f"{r['ms']:.1f}",
+            f"{r.get('times faster than torch', float('nan')):.2f}x",
+        )
+        for r in result["rows"]
+    ]
+    head = ("", "bytes of state per parameter", "ms", "times faster than torch fused")
+    return f"AdamW, {result['elements']:,} float32 parameters. {setting(result)}\n\n{markdown(head, lines)}"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    parser.add_argument("--elements", type=int, default=ELEMENTS, metavar="N", help=f"default: {ELEMENTS:,}")
+    parser.add_argument("--repeat", type=int, default=15, metavar="N", help="rounds (default: 15)")
+    parser.add_argument("--budget", type=float, default=60.0, metavar="S", help="seconds (default: 60)")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="store the results, and FILE.md with the table")
+    args = parser.parse_args(words)
+    result = run(args.elements, repeat=args.repeat, budget=args.budget, warmup=2)
+    print(table(result))
+    if (result["machine"][facts.OTHERS] or 0.0) > 0.05:
+        print("Other processes took more than 5 % of the cores: do not trust these figures.", file=sys.stderr)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        args.out.with_suffix(".md").write_text(table(result), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
