@@ -87,6 +87,15 @@ def from_file(path: str, min_count: int = 5) -> Corpus:
 
 def standard_library(min_count: int = 5, cap: int = CAP, folder: str | None = None) -> Corpus:
     """The docstrings and comments of the standard library's sources, in the order of the files' names."""
+    return corpus("the standard library", _texts(cap, folder), min_count)
+
+
+def text(size: int, folder: str | None = None) -> str:
+    """As much of the same, runs of white space as one blank."""
+    return re.sub(r"\s+", " ", " ".join(_texts(2 * size, folder)))[:size]
+
+
+def _texts(cap: int, folder: str | None) -> list[str]:
     root = Path(folder or sysconfig.get_paths()["stdlib"])
     texts, left = [], cap
     for path in sorted(root.rglob("*.py")):
@@ -95,7 +104,7 @@ def standard_library(min_count: int = 5, cap: int = CAP, folder: str | None = No
             left -= len(texts[-1])
     if not any(texts):
         raise ConfigError(f"the standard library's sources are not in {root}; give a text: --text FILE.")
-    return corpus("the standard library", texts, min_count)
+    return texts
 
 
 def _prose(path: Path) -> str:
