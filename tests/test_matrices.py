@@ -213,7 +213,7 @@ def test_a_huge_or_tiny_gradient_is_as_good_as_any_to_muon():
         ("u, m = turned(g, 1)\n    return p - lr * u, m", r"assigns `turned\(g, 1\)` to `\(u, m\)`; expected a name"),
         ("m = m + g % 2\n    return p - lr * m, m", r"uses the operator in `g % 2`"),
         ("m = m + g\n    return p - lr * m / size(p, 'all'), m", r"expected size\(p\), of a parameter"),
-        ("m = m + g\n    return p - lr * m / size(p, 'side'), m", "expected one of 'parameter', 'all', 'row'"),
+        ("m = m + g\n    return p - lr * m / size(p, 'side'), m", "expected one of 'parameter', 'group', 'all', 'row'"),
     ],
 )
 def test_what_is_no_call_is_refused(body, reason):

@@ -202,7 +202,7 @@ def test_the_one_chunk_of_an_empty_matrix_has_its_part_of_the_sums_of_columns():
     [
         (
             "return p - lr * g / norm(g, 'rows')",
-            "sums over `'rows'`; expected one of 'parameter', 'all', 'row', 'column'",
+            "sums over `'rows'`; expected one of 'parameter', 'group', 'all', 'row', 'column'",
         ),
         ("return p - lr * g / norm(lr)", "what is the same number for every element"),
         ("return p - lr * g / mean(g, 'all')", "write total"),
