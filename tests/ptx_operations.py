@@ -7,6 +7,7 @@ import numpy as np
 
 TYPES = {
     **{f"{k}{n}": np.dtype(f"{c}{n // 8}") for k, c in (("u", "u"), ("s", "i"), ("b", "u")) for n in (8, 16, 32, 64)},
+    "f16": np.dtype("f2"),
     "f32": np.dtype("f4"),
     "f64": np.dtype("f8"),
     "pred": np.dtype(bool),
