@@ -118,7 +118,7 @@ class Optimizer(Stepping):
         self._settings.storage = storage.read(state_dtype, rounding, master, self._settings.rules, owned, memory)
         place.check(self._settings, owned, sparse)
         self._segments, flats = state.allocate(self._settings, owned, place.zeros)
-        copied = copies.survey(copy_out, tree, names, owned, place.span)
+        copied = copies.survey(copy_out, tree, names, owned, place)
         mends = nonfinite == "zero"
         self._segments = [
             replace(

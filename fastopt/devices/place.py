@@ -26,6 +26,10 @@ class Place(Protocol):
     """The operations in which host and device differ."""
 
     def parameter(self, x: Any, name: str) -> Any: ...
+    def output(self, x: Any, name: str) -> Any:
+        """`x` as an array that a kernel can write, or None."""
+        ...
+
     def span(self, array: Any) -> tuple[int, int]: ...
     def zeros(self, size: int, dtype: Any) -> Any: ...
     def check(self, settings: Settings, owned: Sequence[Any], sparse: str) -> None:
@@ -69,6 +73,7 @@ class Host:
     """The CPU."""
 
     parameter = staticmethod(arrays.parameter)
+    output = staticmethod(arrays.output)
     zeros = staticmethod(arrays.zeros)
     span = staticmethod(arrays.span)
 
