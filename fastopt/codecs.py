@@ -28,6 +28,11 @@ class Codec:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def moved(self) -> str:
+        """The type as which a CUDA kernel loads and stores elements."""
+        return f"uint{8 * self.itemsize}" if self.coded else self.name
+
 
 _F4 = np.dtype(np.float32)
 CODECS = {
@@ -70,11 +75,12 @@ def is_half(dtype: np.dtype) -> bool:
     return dtype.char == "e" or dtype.name == "bfloat16"
 
 
-def widened(a: np.ndarray) -> np.ndarray:
-    """An array of one of our codecs with its numbers decoded: itself if they are not coded."""
+def widened(a: Any) -> Any:
+    """An array of one of our codecs with its numbers decoded: itself if they are not coded, else one on the host."""
     codec = of(a.dtype)
     if not codec.coded:
         return a
+    a = np.asarray(a)
     return (a.astype(np.uint32) << 16).view(np.float32) if a.dtype == np.uint16 else a.astype(np.float32)
 
 

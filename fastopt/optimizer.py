@@ -111,7 +111,7 @@ class Optimizer(Stepping, Tuning):
         self._settings = Settings(rule, hyper, groups, names, owned)
         self._settings.storage = storage.read(state_dtype, rounding, master, self._settings.rules, owned, memory)
         place.check(self._settings, owned, sparse)
-        copied = copies.survey(copy_out, tree, names, owned, place.span)
+        copied = copies.survey(copy_out, tree, names, owned, place)
         zeros = place.zeros if state_path is None else place.mapped(state_path)
         self._segments, flats = state.allocate(self._settings, owned, zeros)
         mends = nonfinite == "zero"

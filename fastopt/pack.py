@@ -176,7 +176,7 @@ def pack(params: Any, *, dtype: Any = None, device: str = "auto") -> Packed:
 
 
 def _packs(dtype: np.dtype, gpu: Any) -> bool:
-    return dtype in FLOATS or (gpu is None and codecs.is_half(dtype) and dtype.isnative)
+    return dtype in FLOATS or (codecs.is_half(dtype) and dtype.isnative)
 
 
 def _host(leaf: Any, name: str) -> np.ndarray:

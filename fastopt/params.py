@@ -194,6 +194,13 @@ def parameter(x: Any, name: str, halves: bool = True) -> np.ndarray:
     return a
 
 
+def output(x: Any, name: str) -> np.ndarray | None:
+    """`x` as an array that a kernel can write; None for one that none can. Raises `ConfigError`."""
+    a: Any = foreign(x, name, ConfigError)
+    usable = isinstance(a, np.ndarray) and (a.dtype in FLOATS or codecs.is_half(a.dtype)) and a.flags.carray
+    return a if usable and a.dtype.isnative else None
+
+
 def gradient(x: Any, like: np.ndarray, name: str) -> np.ndarray:
     """`x` as an array that a kernel can read beside `like`: itself where possible, else a plain copy."""
     coded = codecs.tensor(x) if type(x) is not np.ndarray else None

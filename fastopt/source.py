@@ -35,9 +35,7 @@ def source(
         raise DeviceError(f"target is {target!r}; expected one of {', '.join(map(repr, TARGETS))}.")
     lowered, of_p, of_g = chosen(rule, dtype, gradient, state_dtype, switches)
     if target == "cuda":
-        if of_p.coded:
-            raise DeviceError(f"dtype {of_p}; the CUDA target moves float32 and float64 alone.")
-        return cuda.source(rule.name, lowered, of_p.real, of_g, tuple(rule.schema))
+        return cuda.source(rule.name, lowered, of_p, of_g, tuple(rule.schema))
     return cpu.source(rule.name, lowered, of_p, of_g)
 
 

@@ -7,6 +7,7 @@ import ptx as interpreter
 import pytest
 
 import fastopt as fo
+from fastopt import codecs
 from fastopt.errors import DeviceError
 from fastopt.lower import lower
 from fastopt.schema import MATRIX
@@ -67,10 +68,11 @@ SIZES = (0, 1, 3, 8, 31, 70, 131)
 SHAPES = ((0, 3), (3, 5), (7, 8), (1, 70), (33, 1), (5, 24))
 
 
-def make(variant, dtypes=(F4, F4), sizes=None, seed=0, steps=2):
+def make(variant, dtypes=(F4, F4), sizes=None, seed=0, steps=2, **more):
     """Parameters (ragged, some misaligned, in two groups), the gradients of some steps, and an optimizer.
 
-    The last parameter is to be misaligned with all that belongs to it, see `Twin`: its name is "together".
+    `more`: options of the optimizer. The last parameter is to be misaligned with all that belongs to it, see `Twin`: its
+    name is "together".
     """
     rule, on = variant
     of_p, of_g = dtypes
@@ -88,7 +90,7 @@ def make(variant, dtypes=(F4, F4), sizes=None, seed=0, steps=2):
     some[:] = np.array([0, np.inf, -np.inf, np.nan, 1e-30, -1e-30])[: some.size]
     other = fo.Group("*[36]", **({"lr": 0.03} if "lr" in rule.schema else {}), maximize=True)
     try:
-        return params, grads, rule(params, groups=[other], **options(rule, on))
+        return params, grads, rule(params, groups=[other], **options(rule, on), **more)
     except fo.ConfigError as error:
         pytest.skip(f"no such variant: {error}")
 
@@ -147,9 +149,9 @@ class Twin:
     def prepare(self, launch, grads):
         """The lowered rule, its module, the kernels' tables, the arrays they point to, and which of them are copies."""
         opt, members = self.opt, list(dict.fromkeys(launch.work[:, 2].tolist()))
-        segment, gradient = opt._segments[members[0]], np.dtype(opt._gradients.kinds[members[0]])
+        segment, gradient = opt._segments[members[0]], codecs.of(opt._gradients.kinds[members[0]])
         lowered = segment.lowered
-        module = cuda.kernels(opt._settings.rule(members[0]).name, lowered, segment.array.dtype, gradient)
+        module = cuda.kernels(opt._settings.rule(members[0]).name, lowered, codecs.of(segment.array.dtype), gradient)
         arrays = [a for mine in launch.temporary for a in mine.values()]
         moved, table = [], launch.addresses.copy()
         for k in members:
@@ -222,4 +224,4 @@ def epilogue():
 def clock_module(opt, k):
     """The module of prologue and epilogue for the launch of parameter `k`."""
     rule, segment = opt._settings.rule(k), opt._segments[k]
-    return cuda.clock(rule.name, tuple(rule.schema), segment.lowered, segment.array.dtype)
+    return cuda.clock(rule.name, tuple(rule.schema), segment.lowered, codecs.of(segment.array.dtype).real)

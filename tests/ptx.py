@@ -16,7 +16,7 @@ from ptx_operations import OPERATIONS, TYPES, operand_types
 
 _INSTRUCTION = re.compile(r"(?:@(!?)(%p\d+)\s+)?([a-z][\w.]*)\s*(.*)", re.S)
 _OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|\([^)]*\)|[^,\s]+")
-_CLASSES = {"p": "pred", "f": "f32", "fd": "f64", "r": "u32", "rd": "u64", "rs": "u16"}
+_CLASSES = {"p": "pred", "h": "f16", "f": "f32", "fd": "f64", "r": "u32", "rd": "u64", "rs": "u16"}
 
 
 class Instruction(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_WORD = 4  # bytes; the grain at which races are looked for
+_WORD = 2  # bytes of the smallest access; the grain at which races are looked for
 _NOBODY = -1
 
 

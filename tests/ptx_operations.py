@@ -7,6 +7,7 @@ import numpy as np
 
 TYPES = {
     **{f"{k}{n}": np.dtype(f"{c}{n // 8}") for k, c in (("u", "u"), ("s", "i"), ("b", "u")) for n in (8, 16, 32, 64)},
+    "f16": np.dtype("f2"),
     "f32": np.dtype("f4"),
     "f64": np.dtype("f8"),
     "pred": np.dtype(bool),
@@ -89,6 +90,18 @@ def _shift(op: list[str], x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return moved if x.dtype.kind == "i" else np.where(y >= bits, x.dtype.type(0), moved)
 
 
+def _permute(op: list[str], x: np.ndarray, y: np.ndarray, selector: np.ndarray) -> np.ndarray:
+    """Four bytes of the eight of y and x, each chosen by four bits of the selector; the fourth bit repeats the sign."""
+    both = np.asarray(x).astype(np.uint64) | np.asarray(y).astype(np.uint64) << np.uint64(32)
+    found = np.zeros(both.shape, np.uint64)
+    for k in range(4):
+        nibble = np.asarray(selector).astype(np.uint64) >> np.uint64(4 * k)
+        byte = both >> np.uint64(8) * (nibble & np.uint64(7)) & np.uint64(0xFF)
+        sign = np.where(byte & np.uint64(0x80), np.uint64(0xFF), np.uint64(0))
+        found |= np.where(nibble & np.uint64(8), sign, byte) << np.uint64(8 * k)
+    return found.astype(np.uint32)
+
+
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "add": lambda op, x, y: x + y,
     "sub": lambda op, x, y: x - y,
@@ -115,6 +128,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "sqrt": lambda op, x: np.sqrt(x),
     "ex2": lambda op, x: np.exp2(x),
     "lg2": lambda op, x: np.log2(x),
+    "prmt": _permute,
     "setp": _compare,
     "selp": lambda op, x, y, p: np.where(p, x, y),
 }

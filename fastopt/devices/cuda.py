@@ -10,13 +10,13 @@ import numpy as np
 from fastopt import threads
 from fastopt.devices import plan
 from fastopt.devices.array import DeviceArray, upload, zeros
-from fastopt.devices.foreign import Producer, on_gpu, stream_of, view
+from fastopt.devices.foreign import EXPECTED, Producer, on_gpu, stream_of, view
 from fastopt.devices.gradients import DeviceGradients
 from fastopt.errors import ArrayTypeError, DeviceError
 from fastopt.gradients import Gradients
 from fastopt.groups import Settings
 from fastopt.launch import Segment
-from fastopt.params import FLOATS, Tree
+from fastopt.params import Tree
 from fastopt.targets import cubins, cuda, driver
 from fastopt.targets.driver import Call
 from fastopt.touched import Touched
@@ -58,14 +58,32 @@ class Cuda:
             raise type(error)(f"parameter `{name}`: {error}") from error
         if v.device != self.device and v.address:
             raise DeviceError(f"parameter `{name}` is on cuda:{v.device}; others are on cuda:{self.device}.")
-        if v.dtype not in FLOATS:
-            raise ArrayTypeError(f"parameter `{name}` has dtype {v.dtype}; expected float32 or float64.")
+        if v.codec is None:
+            raise ArrayTypeError(f"parameter `{name}` has dtype {v.dtype}; {EXPECTED}.")
         if not v.contiguous:
             raise ArrayTypeError(f"parameter `{name}` of shape {v.shape} is not C-contiguous; pass a contiguous copy.")
         if v.address % v.dtype.itemsize:
             raise ArrayTypeError(f"parameter `{name}` starts at no multiple of {v.dtype.itemsize} bytes; pass a copy.")
         if not v.writeable:
             raise ArrayTypeError(f"parameter `{name}` is read-only; pass a writable copy.")
+        if v.producer:
+            self._producers[v.producer] = None
+        return DeviceArray(self.driver, self.device, v.address, v.shape, v.dtype, x)
+
+    def output(self, x: Any, name: str) -> DeviceArray | None:
+        """`x` as an array that a kernel can write; None for one that none can. Raises `DeviceError`."""
+        if not on_gpu(x):
+            raise DeviceError(f"{name} is a {type(x).__name__} in host memory; the parameter is on cuda:{self.device}.")
+        try:
+            v = view(x, self.driver)
+        except ArrayTypeError:
+            return None
+        except DeviceError as error:
+            raise DeviceError(f"{name}: {error}") from error
+        if v.device != self.device and v.address:
+            raise DeviceError(f"{name} is on cuda:{v.device}; the parameter is on cuda:{self.device}.")
+        if v.codec is None or not v.contiguous or not v.writeable or v.address % v.dtype.itemsize:
+            return None
         if v.producer:
             self._producers[v.producer] = None
         return DeviceArray(self.driver, self.device, v.address, v.shape, v.dtype, x)
@@ -92,8 +110,11 @@ class Cuda:
             raise DeviceError(
                 f"sparse is {sparse!r}, which parameters on a GPU cannot have; gradients are whole there."
             )
-        if not settings.storage.plain:
-            raise DeviceError("state_dtype is for parameters in host memory; on a GPU leave it out.")
+        if "q8" in (settings.storage.every, *settings.storage.named.values()):
+            raise DeviceError(
+                "state in 8 bits ('q8', memory='8bit') is for parameters in host memory; on a GPU use "
+                "state_dtype='bf16' or memory='16bit'."
+            )
         for k, array in enumerate(owned):
             totals = [n.total for q in settings.lowered(k, array).passes for n, _ in q.totals if n.total]
             if any(over == "group" for _, over in totals):

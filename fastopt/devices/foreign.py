@@ -8,10 +8,13 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from fastopt import codecs
+from fastopt.codecs import Codec
 from fastopt.devices.array import DeviceArray
 from fastopt.errors import ArrayTypeError, ConfigError, DeviceError
 from fastopt.targets.driver import Driver
 
+EXPECTED = "expected float32, float64, float16 or bfloat16"
 Producer = Callable[[], int]  # the stream, at the time of the call, on which a library makes its arrays
 
 
@@ -20,11 +23,16 @@ class View(NamedTuple):
 
     address: int
     shape: tuple[int, ...]
-    dtype: np.dtype
+    dtype: np.dtype  # of a bfloat16 as `codecs.array_dtype` says
     device: int
     contiguous: bool
     writeable: bool
     producer: Producer | None
+
+    @property
+    def codec(self) -> Codec | None:
+        """How its numbers are stored; None for numbers that are not ours."""
+        return codecs.of(self.dtype) if self.dtype.isnative and self.dtype.char in "fdeEH" else None
 
 
 def on_gpu(x: Any) -> bool:
@@ -49,7 +57,7 @@ def view(x: Any, driver: Driver) -> View:
     if not hasattr(x, "__cuda_array_interface__"):
         return _dlpack(x)
     told = x.__cuda_array_interface__
-    dtype, shape = np.dtype(told["typestr"]), tuple(told["shape"])
+    dtype, shape = _named(told["typestr"]), tuple(told["shape"])
     address, readonly = told["data"]
     if told.get("mask") is not None:
         raise ArrayTypeError(f"a masked {type(x).__name__}; expected an array without a mask.")
@@ -97,17 +105,27 @@ def _tensor(x: Any) -> View:
 
 @cache
 def _dtype(dtype: Any) -> np.dtype:
-    name = str(dtype).removeprefix("torch.")
+    return _named(str(dtype).removeprefix("torch."))
+
+
+@cache
+def _named(name: str) -> np.dtype:
+    """A dtype by its name or the array interface's text for it; integers are not taken for codes."""
+    if name in ("bfloat16", "<V2"):  # as arrays of ml_dtypes call it
+        return codecs.array_dtype("bfloat16")
     try:
-        return np.dtype(name)
+        found = np.dtype(name)
     except TypeError as error:
-        raise ArrayTypeError(f"a tensor of {name}; expected float32 or float64.") from error
+        raise ArrayTypeError(f"an array of {name}; {EXPECTED}.") from error
+    if found.kind == "u":
+        raise ArrayTypeError(f"an array of dtype {found}; {EXPECTED}.")
+    return found
 
 
 def _dlpack(x: Any) -> View:
     utils = import_module("cuda.core.utils")
     found = utils.StridedMemoryView.from_dlpack(x, stream_ptr=1)  # its producer makes the default stream wait
-    shape, dtype = tuple(found.shape), np.dtype(found.dtype)
+    shape, dtype = tuple(found.shape), _named(str(found.dtype))
     strides = None if found.strides is None else tuple(s * dtype.itemsize for s in found.strides)
     return View(found.ptr, shape, dtype, found.device_id, _packed(strides, shape, dtype), not found.readonly, _fixed(0))
 

@@ -10,12 +10,12 @@ from weakref import ref
 
 import numpy as np
 
-from fastopt import rows
+from fastopt import codecs, rows
 from fastopt.devices.array import DeviceArray
-from fastopt.devices.foreign import Producer, View, on_gpu, view
+from fastopt.devices.foreign import EXPECTED, Producer, View, on_gpu, view
 from fastopt.errors import ArrayTypeError, DeviceError, GradientError
 from fastopt.gradients import Gradients
-from fastopt.params import FLOATS, Tree
+from fastopt.params import Tree
 from fastopt.targets.driver import Driver
 
 
@@ -80,7 +80,7 @@ class DeviceGradients(Gradients):
             self._driver.synchronize(self._device)
             for kind, address, like in zip(self.kinds, self.addresses.tolist(), self._params, strict=True):
                 if kind and like.size:
-                    self._driver.zero(self._device, address, like.size * np.dtype(kind).itemsize)
+                    self._driver.zero(self._device, address, like.size * codecs.of(kind).itemsize)
         super().release()
 
     def _look(self, leaf: Any, like: Any, name: str) -> View:
@@ -100,8 +100,8 @@ class DeviceGradients(Gradients):
             raise DeviceError(f"{where}: {error}") from error
         if g.device != self._device and g.address:
             raise DeviceError(f"{where} is on cuda:{g.device}; the parameter is on cuda:{self._device}.")
-        if g.dtype not in FLOATS:
-            raise GradientError(f"{where}: dtype {g.dtype}; expected float32 or float64.")
+        if g.codec is None:
+            raise GradientError(f"{where}: dtype {g.dtype}; {EXPECTED}.")
         if self.zeroed and not g.writeable:
             raise GradientError(f"{where} is read-only, and zero_grads writes to it; pass a copy.")
         if g.shape != like.shape:

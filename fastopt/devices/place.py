@@ -27,6 +27,10 @@ class Place(Protocol):
     """The operations in which host and device differ."""
 
     def parameter(self, x: Any, name: str) -> Any: ...
+    def output(self, x: Any, name: str) -> Any:
+        """`x` as an array that a kernel can write, or None."""
+        ...
+
     def span(self, array: Any) -> tuple[int, int]: ...
     def zeros(self, size: int, dtype: Any) -> Any: ...
     def mapped(self, path: Any) -> Callable[[int, Any], Any]:
@@ -74,6 +78,7 @@ class Host:
     """The CPU."""
 
     parameter = staticmethod(arrays.parameter)
+    output = staticmethod(arrays.output)
     zeros = staticmethod(arrays.zeros)
     span = staticmethod(arrays.span)
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastopt import scratch
+from fastopt import codecs, scratch
 from fastopt import work as worklist
+from fastopt.codecs import Codec
 from fastopt.devices.array import DeviceArray, upload, zeros
 from fastopt.errors import DeviceError
 from fastopt.gradients import Gradients
@@ -39,7 +40,7 @@ class DeviceLaunch(Staged):
     addresses_at: DeviceArray
     partials: DeviceArray
     lowered: Lowered
-    gradient: np.dtype
+    gradient: Codec
     n_chunks: int
     work_at: DeviceArray
     reduced: DeviceArray
@@ -172,10 +173,10 @@ def build(
     epoch: int,
 ) -> DevicePlan:
     """Sort the segments into launches, and load the kernels. `missed[k]`: steps segment k sat out."""
-    groups: dict[tuple[Rule, Lowered, np.dtype, np.dtype], list[int]] = {}
+    groups: dict[tuple[Rule, Lowered, Codec, Codec], list[int]] = {}
     for k, (segment, kind) in enumerate(zip(segments, kinds, strict=True)):
         if kind:
-            which = settings.rule(k), segment.lowered, segment.array.dtype, np.dtype(kind)
+            which = settings.rule(k), segment.lowered, codecs.of(segment.array.dtype), codecs.of(kind)
             groups.setdefault(which, []).append(k)
     widths = [len(settings.schema(segments[members[0]].row)) for members in groups.values()]
     rows = [len({(segments[k].row, missed[k]) for k in members}) for members in groups.values()]
@@ -207,8 +208,8 @@ def _launch(
     values: int,
     rule: Rule,
     lowered: Lowered,
-    dtype: np.dtype,
-    gradient: np.dtype,
+    dtype: Codec,
+    gradient: Codec,
 ) -> DeviceLaunch:
     rows = {row: k for k, row in enumerate(dict.fromkeys((segments[k].row, missed[k]) for k in members))}
     arrays = [segments[k].array for k in members]
@@ -233,7 +234,7 @@ def _launch(
     tables = {
         "work": table(work),
         "addresses": empty(max(1, addresses.size), np.uint64),
-        "hyper": empty(len(rows) * columns, dtype),
+        "hyper": empty(len(rows) * columns, dtype.real),
         "parameters": table(scratch.parameters(work, arrays)),
         "reduced": empty(len(segments) * lowered.slots, np.float64),
         "partials": empty(len(work) * totals, np.float64),
@@ -247,14 +248,14 @@ def _launch(
     calls = {
         _order(name): place.call(module, name, grid, arguments, limits[grid]) for name, _, _, grid in module.LAUNCHES
     }
-    clock = cuda.clock(rule.name, tuple(rule.schema), lowered, dtype)
+    clock = cuda.clock(rule.name, tuple(rule.schema), lowered, dtype.real)
     return DeviceLaunch(
-        stages=stages(tuple(rule.schema), lowered, dtype),
+        stages=stages(tuple(rule.schema), lowered, dtype.real),
         rows=list(rows),
-        hyper=np.zeros((len(rows), columns), dtype),
+        hyper=np.zeros((len(rows), columns), dtype.real),
         rule=rule,
         lowered=lowered,
-        gradient=np.dtype(str(gradient)),
+        gradient=gradient,
         n_chunks=len(work),
         work_at=tables["work"],
         reduced=tables["reduced"],
@@ -274,9 +275,9 @@ def _launch(
     )
 
 
-def _clock(segments: Sequence[Segment], which: tuple[Rule, Lowered, np.dtype, np.dtype]) -> Any:
+def _clock(segments: Sequence[Segment], which: tuple[Rule, Lowered, Codec, Codec]) -> Any:
     rule, lowered, dtype, _ = which
-    return cuda.clock(rule.name, tuple(rule.schema), lowered, dtype)
+    return cuda.clock(rule.name, tuple(rule.schema), lowered, dtype.real)
 
 
 def _order(name: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import numpy as np
 
-from fastopt import build
+from fastopt import build, codecs
 from fastopt.codecs import Codec
 from fastopt.errors import DeviceError
 from fastopt.lowered import Lowered
@@ -64,18 +64,23 @@ LAUNCHES = (
 
 
 def source(
-    rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype | Codec, schema: tuple[str, ...] | None = None
+    rule: str,
+    lowered: Lowered,
+    dtype: np.dtype | Codec,
+    gradient: np.dtype | Codec,
+    schema: tuple[str, ...] | None = None,
 ) -> str:
     """The text of the kernels of a lowered rule for parameters of `dtype` and gradients of another (or the same).
 
     With the names of the rule's hyperparameters, also that of the kernels that keep `hyper` and the clock. Raises
-    `DeviceError` for gradients of rows.
+    `DeviceError` for gradients of rows and for state in 8 bits.
     """
     if lowered.touched:
         raise DeviceError(f"`{rule}` is given gradients of rows, which the CUDA target cannot take; make them dense.")
     of = text.dtypes(lowered, dtype, gradient)
-    if coded := [f"`{b}` in {codec}" for b, codec in of.items() if codec.coded]:
-        raise DeviceError(f"`{rule}` is to read {coded[0]}; the CUDA target knows float32 and float64 alone.")
+    if blocked := [b for b, codec in of.items() if codec.blocked]:
+        raise DeviceError(f"`{blocked[0]}` of `{rule}` in 8 bits is for the CPU; on a GPU use state_dtype='bf16'.")
+    real = of["p"].real
     totals = text.totals(lowered)
     kernels, launches, everywhere = [], [], {}
     for k, (name, q) in enumerate(zip(cpu.kernel_names(lowered), lowered.passes, strict=True)):
@@ -91,11 +96,11 @@ def source(
     whole, constants = text.unsigned("".join(kernels))
     decorator = "@cuda.jit(device=True)"
     found = _MODULE.format(
-        title=f"{rule}: {dtype} parameters, {gradient} gradients",
+        title=f"{rule}: {of['p']} parameters, {of['g']} gradients",
         columns=text.legend(lowered),
         imports=text.imports(lowered),
         helpers=_helpers(whole),
-        dtype=dtype,
+        dtype=real,
         constants=constants,
         functions=text.mending([whole], decorator) + text.functions(lowered, decorator),
         kernels=whole,
@@ -106,15 +111,16 @@ def source(
         everywhere=everywhere,
         launches="\n".join(launches),
     )
-    return found if schema is None else f"{found}\n\n{cuda_clock.source(rule, schema, lowered, dtype)}"
+    return found if schema is None else f"{found}\n\n{cuda_clock.source(rule, schema, lowered, real)}"
 
 
 def _helpers(kernels: str) -> str:
     words = text.words([kernels])
-    accesses = [f"{d}_{what}" for d in ("float32", "float64") for what in ("load", "store")]
-    lines = ""
+    accesses = [f"{d}_{what}" for d in ("float32", "float64", "uint16") for what in ("load", "store")]
+    lines = text.halves([kernels])
     for module, names in (
         ("cuda_sums", ["block_total", "fold"]),
+        ("dice", ["dice", "dice_key", "other_half"]),
         ("noise", ["noise_key", "normal"]),
         ("vectors", accesses),
     ):
@@ -124,9 +130,9 @@ def _helpers(kernels: str) -> str:
 
 
 @cache
-def kernels(rule: str, lowered: Lowered, dtype: np.dtype, gradient: np.dtype) -> ModuleType:
+def kernels(rule: str, lowered: Lowered, dtype: np.dtype | Codec, gradient: np.dtype | Codec) -> ModuleType:
     """The generated module, see above; nothing is compiled yet."""
-    return build.load(source(rule, lowered, dtype, gradient), f"{rule}_{dtype}_cuda")
+    return build.load(source(rule, lowered, dtype, gradient), f"{rule}_{codecs.of(dtype)}_cuda")
 
 
 @cache

@@ -1,5 +1,6 @@
 """What a pass does to an element on CUDA: a function, and the lines that call it for one element or several."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -7,7 +8,10 @@ from fastopt.codecs import Codec
 from fastopt.lowered import Lowered
 from fastopt.passes import Number, Pass
 from fastopt.statements import Level
-from fastopt.targets import text
+from fastopt.targets import masters, text
+
+SHARED = 48 << 10  # bytes of shared memory that every GPU gives a block
+_USUAL = 4  # lanes: those of float32
 
 _UPDATE = """
 
@@ -26,16 +30,50 @@ class Elements:
     lowered: Lowered
     q: Pass
     of: dict[str, Codec]  # how every buffer is stored
+    threads: int  # of a block
+
+    @property
+    def inputs(self) -> list[tuple[str, str]]:
+        """(argument of the function, buffer): what is loaded."""
+        found = []
+        for local, b in self.q.loads:
+            if b == "p" and self.lowered.master:
+                found += [(local, b)] if self.lowered.master != "float32" else []
+                found.append(("master", "master"))
+            else:
+                found.append((local, b))
+        return found
+
+    @property
+    def outputs(self) -> list[tuple[str, str]]:
+        """(buffer, its code): what is stored."""
+        chances, found = text.chances(self.lowered), []
+        for b, value in self.q.stores:
+            if b == "p" and self.lowered.master:
+                found += masters.codes(self.lowered.master, self.of).items()
+            elif b == "g":
+                found.append((b, f"np.{self.of[b].moved}(0)"))  # 0, whose code is 0 in every codec
+            else:
+                found.append((b, text.result(b, value, self.of, chances)))
+        return found
 
     @property
     def buffers(self) -> list[str]:
         """What is loaded or stored."""
-        return list(dict.fromkeys([b for _, b in self.q.loads] + [b for b, _ in self.q.stores]))
+        return list(dict.fromkeys([b for _, b in self.inputs] + [b for b, _ in self.outputs]))
 
     @property
     def lanes(self) -> int:
-        """Elements of the widest access."""
-        return 16 // min((self.of[b].itemsize for b in self.buffers), default=16)
+        """Elements of the widest access; fewer where a block's sums of so many columns would not fit."""
+        lanes = 16 // min((self.of[b].itemsize for b in self.buffers), default=16)
+        while lanes > _USUAL and self.shared(lanes) > SHARED:
+            lanes //= 2
+        return lanes
+
+    def shared(self, lanes: int) -> int:
+        """Bytes of shared memory for sums."""
+        tables = max(len(self.sums(Level.REDUCED)), len(self.sums(Level.ROW)))
+        return 8 * self.threads * (tables + lanes * len(self.sums(Level.COLUMN)))
 
     def sums(self, *levels: Level) -> list[tuple[Number, str]]:
         """The totals that end the pass: of parameters (REDUCED), rows, columns."""
@@ -44,19 +82,31 @@ class Elements:
     @property
     def _lines(self) -> list[str]:
         """The statements on an element."""
-        loads = [(local, text.load(b, local, self.of)) for local, b in self.q.loads]
-        return [f"{local} = {value}" for local, value in loads if local != value] + list(self.q.body)
+        kind = self.lowered.master
+        loads = [
+            (local, masters.load(kind, self.of, local, "master") if b == "p" and kind else text.load(b, local, self.of))
+            for local, b in self.q.loads
+        ]
+        lines = [f"{local} = {value}" for local, value in loads if local != value] + list(self.q.body)
+        lines += [f"whole = {value}" for b, value in self.q.stores if b == "p" and kind]
+        rolled = sorted({w for w in text.words(code for _, code in self.outputs) if re.fullmatch(r"dice_\d+", w)})
+        return lines + [f"{word} = dice(key_{word[5:]}, i)" for word in rolled]
 
     @property
     def _results(self) -> list[str]:
-        stores = [f"np.{self.of[b]}(0)" if b == "g" else text.result(b, value, self.of) for b, value in self.q.stores]
-        return stores + [f"wide({value})" for _, value in self.q.totals]
+        return [code for _, code in self.outputs] + [f"wide({value})" for _, value in self.q.totals]
 
     @property
     def noises(self) -> list[tuple[str, str]]:
         """(key, its seed) of the random numbers that the statements draw."""
         named = text.words([*self._lines, *self._results])
         return [(key, seed) for key, seed in self.lowered.noises if key in named]
+
+    @property
+    def dice(self) -> list[tuple[str, int]]:
+        """(key, its number) of the random bits by which numbers are rounded."""
+        named = text.words(self._lines)
+        return [(f"key_{k}", k) for k in range(len(self.lowered.rounded)) if f"key_{k}" in named]
 
     def columns(self, *more: str) -> list[tuple[int, str]]:
         """(k, name) of the columns of `hyper` that the statements, or these lines, name."""
@@ -66,28 +116,28 @@ class Elements:
     @property
     def _constants(self) -> list[str]:
         """What the function is given besides elements, numbers and, for random numbers, the index."""
-        return [n for _, n in self.columns()] + [key for key, _ in self.noises]
+        return [n for _, n in self.columns()] + [key for key, _ in (*self.noises, *self.dice)]
 
     def function(self) -> str:
-        given = [local for local, _ in self.q.loads] + [n.name for n in self.q.uses] + self._constants
+        given = [argument for argument, _ in self.inputs] + [n.name for n in self.q.uses] + self._constants
         return _UPDATE.format(
             name=self.name,
-            arguments=", ".join(given + ["i"] * bool(self.noises)),
+            arguments=", ".join(given + ["i"] * bool(self.noises or self.dice)),
             body=text.indent(self._lines or ["pass"], 4),
             results=listing(self._results),
         )
 
     def lines(self, n: int) -> list[str]:
         """Load n elements of every buffer, from `i` on, update each, store and add up."""
-        of, stores, totals = self.of, [b for b, _ in self.q.stores], [slot(t) for t, _ in self.q.totals]
-        lines = [f"{local}_in = {of[b]}_load({b}_at, i, {n})" for local, b in self.q.loads]
+        of, stores, totals = self.of, [b for b, _ in self.outputs], [slot(t) for t, _ in self.q.totals]
+        lines = [f"{local}_in = {of[b].moved}_load({b}_at, i, {n})" for local, b in self.inputs]
         for k in range(n):
-            given = [f"{local}_in[{k}]" for local, _ in self.q.loads]
+            given = [f"{local}_in[{k}]" for local, _ in self.inputs]
             given += [_at(u, k) if u.level is Level.COLUMN else u.name for u in self.q.uses]
-            given += self._constants + [f"i + np.uint64({k})"] * bool(self.noises)
+            given += self._constants + [f"i + np.uint64({k})"] * bool(self.noises or self.dice)
             results = listing([f"{b}_out{k}" for b in stores] + [f"total{t}_out{k}" for t in totals])
             lines.append(f"{results} = update_{self.name}({', '.join(given)})")
-        lines += [f"{of[b]}_store({b}_at, i, ({listing(f'{b}_out{k}' for k in range(n))}))" for b in stores]
+        lines += [f"{of[b].moved}_store({b}_at, i, ({listing(f'{b}_out{k}' for k in range(n))}))" for b in stores]
         flat = [slot(t) for t, _ in self.sums(Level.REDUCED, Level.ROW)]
         lines += [f"sum{t} += total{t}_out{k}" for t in flat for k in range(n)]
         return lines + columns_lines([slot(t) for t, _ in self.sums(Level.COLUMN)], n, self.lanes)

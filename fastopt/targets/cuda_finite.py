@@ -4,6 +4,7 @@ from functools import cache
 from types import ModuleType
 
 from fastopt import build
+from fastopt.codecs import CODECS
 
 _MODULE = """\
 # Which gradients hold a NaN or an infinity? On CUDA.
@@ -11,7 +12,8 @@ _MODULE = """\
 import numpy as np
 from numba import cuda, types
 
-from fastopt.targets.vectors import float32_load, float64_load
+from fastopt.targets.halves import from_bfloat16, from_float16
+from fastopt.targets.vectors import float32_load, float64_load, uint16_load
 
 
 # One block. `found`: int64, a number per segment.
@@ -34,8 +36,7 @@ LOOK = types.void(
 )
 LAUNCHES = (
     ("begin", begin, BEGIN, "one"),
-    ("look_float32", look_float32, LOOK, "chunks"),
-    ("look_float64", look_float64, LOOK, "chunks"),
+{launches}
 )
 """
 
@@ -50,7 +51,7 @@ def look_{dtype}(n_chunks, n_columns, work, addresses, found, control):
         g_at = addresses[segment * n_columns + np.uint64(1)]
         i, hi = work[entry] + np.uint64(cuda.threadIdx.x), work[entry + np.uint64(1)]
         while i < hi:
-            g = {dtype}_load(g_at, i, 1)[0]
+            g = {g}
             if g - g != 0:
                 found[segment] = 1
                 control[1] = 1.0
@@ -61,6 +62,9 @@ def look_{dtype}(n_chunks, n_columns, work, addresses, found, control):
 
 @cache
 def module() -> ModuleType:
-    return build.load(
-        _MODULE.format(looks="".join(_LOOK.format(dtype=d) for d in ("float32", "float64"))), "finite_cuda"
-    )
+    looks, launches = "", []
+    for codec in (c for c in CODECS.values() if not c.blocked):
+        loaded = f"{codec.moved}_load(g_at, i, 1)[0]"
+        looks += _LOOK.format(dtype=codec, g=f"from_{codec}({loaded})" if codec.coded else loaded)
+        launches.append(f'    ("look_{codec}", look_{codec}, LOOK, "chunks"),')
+    return build.load(_MODULE.format(looks=looks, launches="\n".join(launches)), "finite_cuda")

@@ -6,9 +6,7 @@ from fastopt.lowered import Lowered
 from fastopt.passes import Pass
 from fastopt.statements import VECTORS, Level
 from fastopt.targets import cuda_rows, text
-from fastopt.targets.cuda_elements import Elements, misaligned, slot
-
-_SHARED = 48 << 10  # bytes of shared memory that every GPU gives a block
+from fastopt.targets.cuda_elements import SHARED, Elements, misaligned, slot
 
 # `while` loops: `for i in range(a, b, stride)` costs a 64-bit division.
 _KERNEL = """
@@ -45,7 +43,7 @@ while j < rest:
 
 def kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, Codec], totals: int, threads: int) -> str:
     """The text of a pass's kernel; "" if the pass looks at no element. `totals`: columns of `partials`."""
-    it = Elements(name, lowered, q, of)
+    it = Elements(name, lowered, q, of, threads)
     if not (q.stores or q.totals):
         return ""
     by_rows = any(n.level in VECTORS for n in (*q.uses, *(n for n, _ in q.totals)))
@@ -61,9 +59,9 @@ def kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, Codec], totals: i
     tables = max(len(flat), len(it.sums(Level.ROW)))
     shared = [f"sums = cuda.shared.array(({tables}, {threads}), np.float64)"] if tables else []
     shared += cuda_rows.shared(it, threads) if by_rows else []
-    if (size := 8 * threads * (tables + it.lanes * len(it.sums(Level.COLUMN)))) > _SHARED:
+    if (size := it.shared(it.lanes)) > SHARED:
         raise DeviceError(
-            f"`{name}` adds up {len(q.totals)} totals at once, in {size:,} bytes of a CUDA block's {_SHARED:,}; "
+            f"`{name}` adds up {len(q.totals)} totals at once, in {size:,} bytes of a CUDA block's {SHARED:,}; "
             "name fewer totals of columns in one formula, or run the rule on the CPU."
         )
     return it.function() + _KERNEL.format(
@@ -90,6 +88,9 @@ def _unpack(it: Elements) -> list[str]:
     for name, seed in it.noises:  # numbered from 0
         key = f"addresses[table + np.uint64({it.lowered.buffers.index('key')})]"
         lines.append(f"{name} = noise_key({seed}, clock[0], {key}, {name.removeprefix('noise')})")
+    for name, k in it.dice:
+        key = f"addresses[table + np.uint64({it.lowered.buffers.index('key')})]"
+        lines.append(f"{name} = dice_key(clock[0], {key}, {k})")
     for n in it.q.uses:
         if n.level is Level.REDUCED:
             lines.append(f"{n.name} = real(reduced[segment * np.uint64({it.lowered.slots}) + np.uint64({n.slot})])")

@@ -12,25 +12,26 @@ from fastopt.codecs import Codec
 KINDS = ("float32", "split", "kahan")
 
 
-def load(kind: str, of: Mapping[str, Codec]) -> str:
-    """The parameter as float32."""
+def load(kind: str, of: Mapping[str, Codec], p: str = "p_at[i]", master: str = "master_at[i]") -> str:
+    """The parameter as float32, of what the two arrays hold."""
     codec = of["p"]
     return {
-        "float32": "master_at[i]",
-        "split": "join_halves(p_at[i], master_at[i])",
-        "kahan": f"from_{codec}(p_at[i]) + from_{codec}(master_at[i])",
+        "float32": master,
+        "split": f"join_halves({p}, {master})",
+        "kahan": f"from_{codec}({p}) + from_{codec}({master})",
+    }[kind]
+
+
+def codes(kind: str, of: Mapping[str, Codec]) -> dict[str, str]:
+    """What the two arrays get to hold of the parameter, `whole`, by name."""
+    codec = of["p"]
+    return {
+        "float32": {"master": "whole", "p": f"to_{codec}(whole)"},
+        "split": {"p": "upper_half(whole)", "master": "lower_half(whole)"},
+        "kahan": {"p": f"to_{codec}(whole)", "master": f"to_{codec}(whole - from_{codec}(to_{codec}(whole)))"},
     }[kind]
 
 
 def store(kind: str, of: Mapping[str, Codec], value: str) -> list[str]:
     """Statements that store the parameter."""
-    codec = of["p"]
-    return {
-        "float32": [f"whole = {value}", "master_at[i] = whole", f"p_at[i] = to_{codec}(whole)"],
-        "split": [f"whole = {value}", "p_at[i] = upper_half(whole)", "master_at[i] = lower_half(whole)"],
-        "kahan": [
-            f"whole = {value}",
-            f"p_at[i] = to_{codec}(whole)",
-            f"master_at[i] = to_{codec}(whole - from_{codec}(to_{codec}(whole)))",
-        ],
-    }[kind]
+    return [f"whole = {value}", *(f"{b}_at[i] = {code}" for b, code in codes(kind, of).items())]

@@ -3,12 +3,16 @@
 Nothing else makes Numba emit `ld.global.v4`: not four neighbouring elements, nor alignment hints on arrays.
 """
 
+from functools import reduce
+from typing import Any
+
 from llvmlite import ir
 from numba.core import types
 from numba.cuda.extending import intrinsic
 
 _GLOBAL = 1  # the address space: such an access need not find out first where it points
 _INT32 = ir.IntType(32)
+_WORD = 4  # bytes
 
 
 def _accesses(builder, element, width, address, index, lanes):
@@ -23,7 +27,35 @@ def _accesses(builder, element, width, address, index, lanes):
     return pointers, each, vector
 
 
-def _make(element: types.Float):
+def _words(builder, element, width, address, index, lanes):
+    """As `_accesses`, in words of 32 bits where several elements fill one, and how many elements those hold.
+
+    A vector of 8 numbers of 16 bits would be two accesses.
+    """
+    packed = _WORD // width
+    if packed <= 1 or lanes % packed:
+        return *_accesses(builder, element, width, address, index, lanes), 1
+    first = builder.add(address, builder.mul(index, index.type(width)))
+    zero = index.type(0)
+    return *_accesses(builder, _INT32, _WORD, first, zero, lanes // packed), packed
+
+
+def _split(builder, element, width, word, packed):
+    """The elements in a word, the lowest first."""
+    if packed == 1:
+        return [word]
+    return [builder.trunc(builder.lshr(word, _INT32(8 * width * k)), element) for k in range(packed)]
+
+
+def _join(builder, width, elements):
+    """The word that holds elements."""
+    if len(elements) == 1:
+        return elements[0]
+    parts = [builder.shl(builder.zext(x, _INT32), _INT32(8 * width * k)) for k, x in enumerate(elements)]
+    return reduce(builder.or_, parts)
+
+
+def _make(element: Any):  # a type of Numba
     width = element.bitwidth // 8
 
     @intrinsic
@@ -34,13 +66,13 @@ def _make(element: types.Float):
         n = lanes.literal_value
 
         def codegen(context, builder, signature, arguments):
-            pointers, each, _ = _accesses(
-                builder, context.get_value_type(element), width, arguments[0], arguments[1], n
-            )
+            kind = context.get_value_type(element)
+            pointers, each, _, packed = _words(builder, kind, width, arguments[0], arguments[1], n)
             values = []
             for pointer in pointers:
-                loaded = builder.load(pointer, align=each * width)
-                values += [loaded] if each == 1 else [builder.extract_element(loaded, _INT32(j)) for j in range(each)]
+                loaded = builder.load(pointer, align=each * packed * width)
+                words = [loaded] if each == 1 else [builder.extract_element(loaded, _INT32(j)) for j in range(each)]
+                values += [x for word in words for x in _split(builder, kind, width, word, packed)]
             return context.make_tuple(builder, signature.return_type, values)
 
         return types.UniTuple(element, n)(types.uint64, types.uint64, lanes), codegen
@@ -53,16 +85,18 @@ def _make(element: types.Float):
 
         def codegen(context, builder, signature, arguments):
             address, index, given = arguments
-            n = len(signature.args[2])
-            pointers, each, vector = _accesses(builder, context.get_value_type(element), width, address, index, n)
+            n, kind = len(signature.args[2]), context.get_value_type(element)
+            pointers, each, vector, packed = _words(builder, kind, width, address, index, n)
+            single = [builder.extract_value(given, j) for j in range(n)]
+            words = [_join(builder, width, single[j : j + packed]) for j in range(0, n, packed)]
             for k, pointer in enumerate(pointers):
-                lanes = [builder.extract_value(given, k * each + j) for j in range(each)]
+                lanes = words[k * each : (k + 1) * each]
                 value = lanes[0]
                 if each > 1:
                     value = ir.Constant(vector, ir.Undefined)
                     for j, lane in enumerate(lanes):
                         value = builder.insert_element(value, lane, _INT32(j))
-                builder.store(value, pointer, align=each * width)
+                builder.store(value, pointer, align=each * packed * width)
             return context.get_dummy_value()
 
         return types.void(types.uint64, types.uint64, values), codegen
@@ -72,3 +106,4 @@ def _make(element: types.Float):
 
 float32_load, float32_store = _make(types.float32)
 float64_load, float64_store = _make(types.float64)
+uint16_load, uint16_store = _make(types.uint16)  # codes of float16 and bfloat16
