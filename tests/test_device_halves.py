@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cuda_twin import F4, F8, Twin, chosen, compare, make, needs_numba_cuda, same_bits
 from device_twin import grads_of, pair, same, small, there
+from test_cuda import float64_stays_outside
 
 import fastopt as fo
 from fastopt import codecs
@@ -221,12 +222,28 @@ def test_arrays_that_are_refused(gpu):
         fo.adamw(there(gpu, small((F16, BF16, "f4"))), master="split")
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
-def test_machine_code_and_whole_accesses(capability):
-    low, of_p, of_g = lowered(fo.adamw, BF16, F16, "bf16", {})
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
+@pytest.mark.parametrize("of_p", [BF16, F16], ids=str)
+def test_machine_code_and_whole_accesses(capability, of_p):
+    low, of_p, of_g = lowered(fo.adamw, of_p, F16, "bf16", {})
     text = cuda.ptx(cuda.kernels("adamw", low, of_p, of_g), "kernel", capability)
-    assert re.findall(r"\b(?:ld|st)\.global\.v\S+", text) == ["ld.global.v4.u32"] * 4 + ["st.global.v4.u32"] * 3
+    assert re.findall(r"\b(ld|st)\.global\.v4\.[ub]32", text) == ["ld"] * 4 + ["st"] * 3
+    assert not re.search(r"\.local|\bcall\b|\b(div|rem)\.[us]64|\b(ld|st)\.(global\.)?v2\b", text)
+    float64_stays_outside(text, low.passes[0])
     assert toolkit.cubin(text, capability)[:4] == b"\x7fELF"
+
+
+def test_a_graph_rolls_new_dice(gpu):
+    params = small((BF16, F16, "f4"))
+    opt, twin, _ = pair(gpu, fo.adamw, params, lr=0.01, memory="16bit")
+    g = grads_of(params, 0, F16)
+    held = there(gpu, g)
+    opt.step(g), twin.step(held, stream=4)
+    with gpu.capture(4) as graph:
+        twin.step(held, stream=4)
+    for _ in range(3):
+        opt.step(g), graph.replay()
+    same(opt, twin)
 
 
 @fo.rule
