@@ -63,7 +63,7 @@ def of_digits(seed: int, epochs: int, options: dict[str, Any]) -> Losses:
 
 
 def of_characters(seed: int, epochs: int, options: dict[str, Any]) -> Losses:
-    text = corpus.text(300_000)[-30_000:]
+    text = corpus.text(300_000)[-12_000:]
     codes = np.array([max(0, min(ord(c), 95) - 32) for c in text.upper()])
     seen = np.lib.stride_tricks.sliding_window_view(codes, CONTEXT)[:-1]
     x = np.zeros((len(seen), CONTEXT, ALPHABET), np.float32)
@@ -86,7 +86,7 @@ def of_words(seed: int, epochs: int, options: dict[str, Any]) -> Losses:
 
 TASKS: dict[str, tuple[Callable[[int, int, dict[str, Any]], Losses], int]] = {
     "digits": (of_digits, 20),
-    "characters": (of_characters, 10),
+    "characters": (of_characters, 6),
     "words": (of_words, 5),
 }
 

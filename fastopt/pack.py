@@ -139,9 +139,8 @@ def pack(params: Any, *, dtype: Any = None, device: str = "auto") -> Packed:
     """Copy one array, or a list, tuple or nested dict of arrays, into one flat buffer; returns the structure of views.
 
     Arrays may have any layout. All must have one dtype, float32, float64, float16 or bfloat16, unless `dtype` says
-    what they become. `device`: "cuda" (or "cuda:1") puts the buffer on a GPU, where it is float32 or float64, "cpu" in
-    host memory, "auto" where the arrays are. From GPU to GPU neither dtype nor layout can change, and from a GPU to the
-    host the copy is yours to make.
+    what they become. `device`: "cuda" (or "cuda:1") puts the buffer on a GPU, "cpu" in host memory, "auto" where the
+    arrays are. From GPU to GPU neither dtype nor layout can change, and from a GPU to the host the copy is yours.
 
     Raises `ConfigError` for an empty structure or another dtype, `ArrayTypeError` for a leaf that is no array,
     `DeviceError` for a device that is not there.
@@ -153,14 +152,14 @@ def pack(params: Any, *, dtype: Any = None, device: str = "auto") -> Packed:
     arrays = [_device(x, n, gpu) if on_gpu(x) else _host(x, n) for x, n in zip(leaves, names, strict=True)]
     if dtype is None:
         found = {a.dtype.newbyteorder("=") for a in arrays}
-        if len(found) > 1 or not all(_packs(d, gpu) for d in found):
+        if len(found) > 1 or not all(map(_packs, found)):
             shown = ", ".join(sorted(map(str, found)))
             raise ConfigError(
                 f"pack: the arrays are {shown}; expected all float32, float64, float16 or bfloat16. Say "
                 "dtype=numpy.float32."
             )
         dtype = found.pop()
-    elif not _packs(np.dtype(dtype), gpu):
+    elif not _packs(np.dtype(dtype)):
         raise ConfigError(f"pack: dtype {np.dtype(dtype)}; expected float32, float64, float16 or bfloat16.")
     dtype = np.dtype(dtype)
     if wrong := [n for n, a in zip(names, arrays, strict=True) if isinstance(a, DeviceArray) and a.dtype != dtype]:
@@ -175,7 +174,7 @@ def pack(params: Any, *, dtype: Any = None, device: str = "auto") -> Packed:
     return packed
 
 
-def _packs(dtype: np.dtype, gpu: Any) -> bool:
+def _packs(dtype: np.dtype) -> bool:
     return dtype in FLOATS or (codecs.is_half(dtype) and dtype.isnative)
 
 

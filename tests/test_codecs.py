@@ -141,8 +141,6 @@ def test_the_source_of_16_bit_gradients():
         assert all(re.search(PACKED.format(op), code) for op in ("add", "mul", "div", "sqrt"))
     with pytest.raises(fo.ConfigError, match="uint16"):
         fo.source(fo.adamw, gradient="u2")
-    with pytest.raises(fo.DeviceError, match="`g` in bfloat16"):
-        fo.source(fo.adamw, "cuda", gradient="bfloat16")
 
 
 # ---- by chance -------------------------------------------------------------------------------------------------------

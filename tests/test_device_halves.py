@@ -1,12 +1,20 @@
 """16-bit numbers on the fake device, bit for bit as on the host: gradients, states, parameters, copies, masters."""
 
+import re
+import sys
+
 import ml_dtypes
 import numpy as np
 import pytest
 from cuda_twin import F4, F8, Twin, chosen, compare, make, needs_numba_cuda, same_bits
 from device_twin import grads_of, pair, same, small, there
+from test_cuda import float64_stays_outside
 
 import fastopt as fo
+from fastopt import codecs
+from fastopt.math import rms
+from fastopt.source import chosen as lowered
+from fastopt.targets import cuda, toolkit
 
 pytestmark = needs_numba_cuda
 
@@ -212,3 +220,65 @@ def test_arrays_that_are_refused(gpu):
             fo.adamw(away, copy_out={"w": array, "b": None, "scale": None})
     with pytest.raises(fo.ConfigError, match=r"master is 'split', which is for bfloat16.* Use 'kahan'"):
         fo.adamw(there(gpu, small((F16, BF16, "f4"))), master="split")
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
+@pytest.mark.parametrize("of_p", [BF16, F16], ids=str)
+def test_machine_code_and_whole_accesses(capability, of_p):
+    low, of_p, of_g = lowered(fo.adamw, of_p, F16, "bf16", {})
+    text = cuda.ptx(cuda.kernels("adamw", low, of_p, of_g), "kernel", capability)
+    assert re.findall(r"\b(ld|st)\.global\.v4\.[ub]32", text) == ["ld"] * 4 + ["st"] * 3
+    assert not re.search(r"\.local|\bcall\b|\b(div|rem)\.[us]64|\b(ld|st)\.(global\.)?v2\b", text)
+    float64_stays_outside(text, low.passes[0])
+    assert toolkit.cubin(text, capability)[:4] == b"\x7fELF"
+
+
+def test_a_graph_rolls_new_dice(gpu):
+    params = small((BF16, F16, "f4"))
+    opt, twin, _ = pair(gpu, fo.adamw, params, lr=0.01, memory="16bit")
+    g = grads_of(params, 0, F16)
+    held = there(gpu, g)
+    opt.step(g), twin.step(held, stream=4)
+    with gpu.capture(4) as graph:
+        twin.step(held, stream=4)
+    for _ in range(3):
+        opt.step(g), graph.replay()
+    same(opt, twin)
+
+
+@fo.rule
+def columns(p, g, a, b, c, *, lr=0.1):
+    a = a + rms(g, "column")
+    b = b + rms(g * 2, "column")
+    c = c + rms(g + p, "column")
+    r = rms(g, "row")
+    return p - lr * g * r / (a + b + c), a, b, c
+
+
+def test_sums_of_columns_fit_into_a_block(gpu):
+    """With 8 elements a thread those of three sums would not."""
+    assert "width = u4 if vectors" in fo.source(columns, "cuda", gradient="float16")
+    assert "width = u8 if vectors" in fo.source(fo.adafactor, "cuda", gradient="float16")
+    rng = np.random.default_rng(0)
+    params = {"w": rng.standard_normal((40, 24)).astype("f4"), "x": rng.standard_normal((3, 7)).astype("f4")}
+    opt, twin, _ = pair(gpu, columns, params)
+    steps(gpu, opt, twin, params, (F16, "f4"), n=2)
+    same(opt, twin, rtol=1e-6)
+
+
+def test_without_ml_dtypes_the_codes_are_integers(gpu, monkeypatch):
+    params = small((BF16, BF16, BF16))
+    away, g = there(gpu, params), grads_of(params, 0, BF16)
+    opt = fo.adamw(params, lr=0.01, memory="16bit")
+    opt.step(g)
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    codecs.array_dtype.cache_clear()
+    try:
+        twin = fo.adamw(away, lr=0.01, memory="16bit", precise=True)
+        twin.step(there(gpu, g))
+        for n in params:
+            assert twin.state["m"][n].dtype == np.uint16
+            assert twin.state["m"][n].copy_to_host().tobytes() == opt.state["m"][n].tobytes()
+            assert away[n].get().tobytes() == params[n].tobytes()
+    finally:
+        codecs.array_dtype.cache_clear()

@@ -108,7 +108,6 @@ def _dtype(dtype: Any) -> np.dtype:
     return _named(str(dtype).removeprefix("torch."))
 
 
-@cache
 def _named(name: str) -> np.dtype:
     """A dtype by its name or the array interface's text for it; integers are not taken for codes."""
     if name in ("bfloat16", "<V2"):  # as arrays of ml_dtypes call it

@@ -252,3 +252,18 @@ def test_a_thousand_steps_of_a_network_on_digits(torch):
 def test_a_driver_knows_this_machine():
     gpu = driver.get()
     assert gpu.count() >= 1 and gpu.name(0) and gpu.capability(0) >= (5, 0)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("options", [{}, {"rounding": "nearest"}, {"master": "kahan"}], ids=str)
+def test_16_bits(torch, dtype, options):
+    rng = np.random.default_rng(0)
+    start = {f"p{n}": torch.tensor(rng.standard_normal(n), dtype=getattr(torch, dtype)) for n in (0, 1, 31, 100_003)}
+    there = {k: x.cuda() for k, x in start.items()}
+    opt = fo.adamw(start, lr=0.01, memory="16bit", **options)
+    twin = fo.adamw(there, lr=0.01, memory="16bit", precise=True, **options)
+    for _ in range(5):
+        g = {k: torch.tensor(rng.standard_normal(x.shape), dtype=x.dtype) for k, x in start.items()}
+        opt.step(g), twin.step({k: x.cuda() for k, x in g.items()})
+    for k, x in start.items():  # columns may differ in the last bit, and then, rarely, so does a rounded number
+        assert (x.view(torch.int16) != there[k].cpu().view(torch.int16)).sum() <= 1 + 1e-4 * x.numel()
