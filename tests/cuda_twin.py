@@ -71,13 +71,8 @@ SHAPES = ((0, 3), (3, 5), (7, 8), (1, 70), (33, 1), (5, 24))
 def make(variant, dtypes=(F4, F4), sizes=None, seed=0, steps=2, **more):
     """Parameters (ragged, some misaligned, in two groups), the gradients of some steps, and an optimizer.
 
-<<<<<<< HEAD
-    `more`: options of the optimizer. The last parameter is to be misaligned with all that belongs to it, see `Twin`:
-    its name is "together".
-=======
     The last parameter is to be misaligned with all that belongs to it, see `Twin`: its name is "together". `more` are
     options of the optimizer.
->>>>>>> wt-cuda
     """
     rule, on = variant
     of_p, of_g = dtypes
