@@ -25,7 +25,8 @@ BIG = PARALLEL_BYTES // 8 + 12_345  # above the size from which every rule is pa
 if platform.machine().lower() in ("x86_64", "amd64"):
     PACKED = r"\tv?{}ps\b"
     FLOAT64 = r"\tv?(?:(?:add|sub|mul|div|sqrt|min|max|cmp\w*|u?comi|round|fn?m(?:add|sub)\d+)[sp]d|cvt\w*[sp]d\w*)\b"
-    WIDE = r"\tvmulps\b.*%[yz]mm"  # all 256 or 512 bits where the processor has them
+    # all 256 or 512 bits where the processor has them; of a loop that sums in float64, those of the float64 numbers
+    WIDE = r"\tv(?:mulps|addpd)\b.*%[yz]mm"
 else:
     PACKED = r"\tf{}(?:\.4s|\s+v\d+\.4s)\b"
     FLOAT64 = r"\tf(?:add|sub|mul|div|sqrt|m?cvt\w*)(?:\.2d)?\s+(?:d\d+|v\d+\.2d)\b"
