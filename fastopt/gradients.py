@@ -14,7 +14,7 @@ from weakref import ref
 import numpy as np
 
 from fastopt import codecs, rows, touched
-from fastopt.errors import GradientError
+from fastopt.errors import DeviceError, GradientError
 from fastopt.params import Tree, foreign, gradient, overlap
 
 _from_buffer: Any = c_char.from_buffer
@@ -178,6 +178,11 @@ class Gradients:
         if not rows.is_sparse(leaf):  # a parameter whose rows are counted takes a whole gradient as all of its rows
             return rows.Rows(np.arange(len(like)), codecs.widened(gradient(leaf, like, name)))
         given = rows.of(leaf, like, name)
+        if not isinstance(given.values, np.ndarray):
+            raise DeviceError(
+                f"gradient of `{name}`: its rows are a {type(given.values).__name__} on a GPU; the parameter is in "
+                "host memory."
+            )
         touched.check(given, like, name)
         return given
 

@@ -108,7 +108,8 @@ class Cuda:
     def check(self, settings: Settings, owned: Sequence[DeviceArray], sparse: str) -> None:
         if sparse != "lazy":
             raise DeviceError(
-                f"sparse is {sparse!r}, which parameters on a GPU cannot have; gradients are whole there."
+                f"sparse is {sparse!r}, which parameters on a GPU cannot have; there rows without a gradient wait: "
+                "leave it out, or say sparse='lazy'."
             )
         if "q8" in (settings.storage.every, *settings.storage.named.values()):
             raise DeviceError(
@@ -163,7 +164,13 @@ class Cuda:
         reading: str,
         stream: int | None,
     ) -> plan.DevicePlan:
-        if not self.capturing(self.ready(stream)):  # waiting would spoil a graph, and what matters here does not change
+        capturing = self.capturing(self.ready(stream))
+        if capturing and (k := next((k for k, kind in enumerate(kinds) if kind[:1] == "r"), None)) is not None:
+            raise DeviceError(
+                f"gradient of `{settings.names[k]}`: which rows it touches is known to the host alone, which a CUDA "
+                "graph cannot ask; give it a dense gradient, or step outside of the graph."
+            )
+        if not capturing:  # waiting would spoil a graph, and what matters here does not change
             self.driver.synchronize(self.device)
         with self.driver.relaxed():
             now = np.empty_like(clock)

@@ -11,7 +11,8 @@ import numpy as np
 from fastopt import codecs
 from fastopt.codecs import Codec
 from fastopt.devices.array import DeviceArray
-from fastopt.errors import ArrayTypeError, ConfigError, DeviceError
+from fastopt.errors import ArrayTypeError, ConfigError, DeviceError, GradientError
+from fastopt.targets import driver
 from fastopt.targets.driver import Driver
 
 EXPECTED = "expected float32, float64, float16 or bfloat16"
@@ -68,6 +69,26 @@ def view(x: Any, driver: Driver) -> View:
         )
     producer = _cupy_stream if _is_cupy(x) else _fixed(told["stream"]) if told.get("stream") else None
     return View(address, shape, dtype, device, _packed(told.get("strides"), shape, dtype), not readonly, producer)
+
+
+def fetched(x: Any) -> np.ndarray:
+    """A copy of integers or bools on the host; waits for whoever writes them. Raises `GradientError`, `DeviceError`."""
+    gpu = driver.get()
+    try:
+        v = view(x, gpu)
+    except ArrayTypeError as error:
+        raise GradientError(f"rows: a {type(x).__name__} of indices; expected int64, int32, or bools.") from error
+    if v.dtype.kind not in "ib" or not v.contiguous:
+        raise GradientError(
+            f"rows: indices on a GPU of dtype {v.dtype} and shape {v.shape}; expected contiguous int64 or bools."
+        )
+    host = np.empty(v.shape, v.dtype)
+    if host.size:
+        if v.producer and gpu.capturing(v.device, v.producer()):
+            raise DeviceError("rows: indices on a GPU go to the host, which a CUDA graph cannot wait for.")
+        gpu.synchronize(v.device)
+        gpu.copy_out(v.device, host, v.address)
+    return host
 
 
 def stream_of(stream: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from types import NoneType
@@ -10,7 +11,7 @@ from weakref import ref
 
 import numpy as np
 
-from fastopt import codecs, rows
+from fastopt import codecs, rows, touched
 from fastopt.devices.array import DeviceArray
 from fastopt.devices.foreign import EXPECTED, Producer, View, on_gpu, view
 from fastopt.errors import ArrayTypeError, DeviceError, GradientError
@@ -51,6 +52,7 @@ class DeviceGradients(Gradients):
 
     def _resolve(self, leaves: Sequence[Any]) -> None:
         self._seen = ()
+        self.rows = {}
         kinds: list[str] = []
         addresses: list[int] = []
         found: list[Callable[[], Any] | None] = []
@@ -62,8 +64,15 @@ class DeviceGradients(Gradients):
                 addresses.append(0)
                 found.append(NoneType)
                 continue
-            g = self._look(leaf, like, name)
-            kinds.append(g.dtype.char)
+            given = self._rows(leaf, like, name) if rows.is_sparse(leaf) else None
+            if given is not None:
+                shape = (len(given.indices), *like.shape[1:])
+                g = self._look(given.values, shape, f"gradient of `{name}`, of rows", False)
+                self.rows[name] = given
+                kinds.append(f"r{g.dtype.char}")
+            else:
+                g = self._look(leaf, like.shape, f"gradient of `{name}`", self.zeroed)
+                kinds.append(g.dtype.char)
             addresses.append(g.address)
             found.append(_weak(leaf))
             if hasattr(leaf, "data_ptr"):
@@ -73,20 +82,28 @@ class DeviceGradients(Gradients):
         self.kinds, self.addresses = tuple(kinds), np.array(addresses, np.uint64)
         self.producers, self._moving = tuple(producers), moving
         self._held = leaves
-        self._found = tuple(f for f in found if f) if None not in found else ()
+        self._found = tuple(f for f in found if f) if None not in found and not self.rows else ()
 
     def release(self, zero: bool = False) -> None:
         if zero and self.zeroed:
             self._driver.synchronize(self._device)
             for kind, address, like in zip(self.kinds, self.addresses.tolist(), self._params, strict=True):
-                if kind and like.size:
+                if kind[:1] not in ("", "r") and like.size:
                     self._driver.zero(self._device, address, like.size * codecs.of(kind).itemsize)
         super().release()
 
-    def _look(self, leaf: Any, like: Any, name: str) -> View:
-        where = f"gradient of `{name}`"
-        if rows.is_sparse(leaf):
-            raise DeviceError(f"{where} is one of rows; on a GPU gradients are whole. Give it as a dense array.")
+    def _rows(self, leaf: Any, like: Any, name: str) -> rows.Rows:
+        if type(leaf) is not rows.Rows:
+            raise DeviceError(
+                f"gradient of `{name}` is a {type(leaf).__name__} in host memory; the parameter is on "
+                f"cuda:{self._device}. Copy its rows there, and give fastopt.rows(indices, values)."
+            )
+        given = rows.of(leaf, like, name)
+        touched.check(given, like, name)
+        return given
+
+    def _look(self, leaf: Any, shape: tuple[int, ...], where: str, written: bool) -> View:
+        """A gradient as kernels see it. Raises `GradientError` or `DeviceError`; `written`: zero_grads writes to it."""
         if not on_gpu(leaf):
             raise DeviceError(
                 f"{where} is a {type(leaf).__name__} in host memory; the parameter is on cuda:{self._device}. Copy the "
@@ -102,15 +119,16 @@ class DeviceGradients(Gradients):
             raise DeviceError(f"{where} is on cuda:{g.device}; the parameter is on cuda:{self._device}.")
         if g.codec is None:
             raise GradientError(f"{where}: dtype {g.dtype}; {EXPECTED}.")
-        if self.zeroed and not g.writeable:
+        if written and not g.writeable:
             raise GradientError(f"{where} is read-only, and zero_grads writes to it; pass a copy.")
-        if g.shape != like.shape:
-            raise GradientError(f"{where}: shape {g.shape}; expected {like.shape}, the parameter's.")
+        if g.shape != shape:
+            raise GradientError(f"{where}: shape {g.shape}; expected {shape}, the parameter's.")
         if not g.contiguous or g.address % g.dtype.itemsize:
             raise GradientError(f"{where} is not C-contiguous; pass g.contiguous(), or a copy.")
-        end = g.address + like.size * g.dtype.itemsize
+        size = math.prod(shape)
+        end = g.address + size * g.dtype.itemsize
         k = bisect_left(self._starts, end) - 1
-        if k >= 0 and self._ends[k] > g.address and like.size:
+        if k >= 0 and self._ends[k] > g.address and size:
             raise GradientError(f"{where} shares memory with a parameter or state, which the step overwrites; copy it.")
         return g
 

@@ -14,6 +14,7 @@ from fastopt import codecs, scratch
 from fastopt import work as worklist
 from fastopt.codecs import Codec
 from fastopt.devices.array import DeviceArray, upload, zeros
+from fastopt.devices.rows import DeviceRows
 from fastopt.errors import DeviceError
 from fastopt.gradients import Gradients
 from fastopt.groups import Settings
@@ -23,6 +24,7 @@ from fastopt.schema import Rule
 from fastopt.staged import Staged, stages
 from fastopt.targets import cuda, cuda_everywhere, cuda_finite, text
 from fastopt.targets.driver import Call
+from fastopt.touched import lowered as rows_of
 
 if TYPE_CHECKING:
     from fastopt.devices.cuda import Cuda
@@ -49,6 +51,7 @@ class DeviceLaunch(Staged):
     calls: dict[tuple[int, int], Call]  # (pass, place in the pass) -> kernel
     prologue: Call
     kept: list[Any]
+    touched: DeviceRows | None = None  # of gradients of rows
 
 
 @dataclass(eq=False)
@@ -63,6 +66,7 @@ class DevicePlan:
     calls: list[Call]
     values: DeviceArray  # float64: a row of each launch after the other
     kept: list[Any]
+    names: Sequence[str]
     captured: bool = False  # a graph holds these addresses: the tables stay as they are, apart from `values`
     written: int = -1  # the version of the settings that `values` holds, or -1
     _values: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -77,6 +81,9 @@ class DevicePlan:
     def aim(self, gradients: Gradients | np.ndarray) -> None:
         """Take in where the gradients are, or their addresses."""
         self._aim = gradients if isinstance(gradients, np.ndarray) else gradients.addresses
+        for launch in self.launches:
+            if launch.touched is not None and isinstance(gradients, Gradients):
+                launch.touched.take(gradients.rows[self.names[launch.touched.segment]])
 
     def run(
         self, settings: Settings, clock: np.ndarray, stream: int | None, factor: float = 1.0, watch: bool = False
@@ -85,13 +92,16 @@ class DevicePlan:
         on = place.ready(stream)
         capturing = place.capturing(on)
         try:
+            place.follow(on, capturing)  # first: the step before may still read what is copied now
             self._upload(None if capturing else on)
+            for launch in self.launches:
+                if launch.touched is not None:
+                    launch.touched.upload(on, launch.work_at if watch else None)
             if self.written != settings.version and not (capturing and self._values.size):
                 self.write(settings, int(clock[0]) + 1, None if capturing else on)
             if capturing and not self.captured:
                 self.captured = True
                 place.captured.append(self)
-            place.follow(on, capturing)
             place.unscale(factor, on)
             if watch:
                 if capturing:
@@ -145,11 +155,15 @@ class DevicePlan:
         return whole, each
 
     def _upload(self, stream: int | None) -> None:
-        if self._aim is None or (self._aimed is not None and np.array_equal(self._aim, self._aimed)):
+        # a table that has grown is elsewhere
+        moved = any(x.touched is not None and x.touched.moved for x in self.launches)
+        if self._aim is None or (not moved and self._aimed is not None and np.array_equal(self._aim, self._aimed)):
             return
         before, self._aimed = self._aimed, None
         for launch in self.launches:
             launch.addresses[:, 1] = self._aim
+            if launch.touched is not None:
+                launch.touched.point(launch.addresses, launch.lowered)
             self.place.copy_in(launch.addresses_at, launch.addresses, stream if before is not None else None)
         self._aimed = self._aim
 
@@ -173,18 +187,23 @@ def build(
     epoch: int,
 ) -> DevicePlan:
     """Sort the segments into launches, and load the kernels. `missed[k]`: steps segment k sat out."""
-    groups: dict[tuple[Rule, Lowered, Codec, Codec], list[int]] = {}
+    # a launch each for gradients of rows: what is touched is the parameter's own
+    groups: dict[tuple[tuple[Rule, Lowered, Codec, Codec], int], list[int]] = {}
     for k, (segment, kind) in enumerate(zip(segments, kinds, strict=True)):
         if kind:
-            which = settings.rule(k), segment.lowered, codecs.of(segment.array.dtype), codecs.of(kind)
-            groups.setdefault(which, []).append(k)
+            rule, lowered, gradient = settings.rule(k), segment.lowered, codecs.of(kind[-1])
+            by_rows = kind[:1] == "r"
+            if by_rows:
+                lowered = rows_of(lowered, "lazy", rule, settings.names[k])
+            which = rule, lowered, codecs.of(segment.array.dtype), gradient
+            groups.setdefault((which, k if by_rows else -1), []).append(k)
     widths = [len(settings.schema(segments[members[0]].row)) for members in groups.values()]
     rows = [len({(segments[k].row, missed[k]) for k in members}) for members in groups.values()]
     values = zeros(place.driver, place.device, sum(w * n for w, n in zip(widths, rows, strict=True)), np.float64)
     firsts = np.cumsum([0, *(w * n for w, n in zip(widths, rows, strict=True))]).tolist()
     launches = [
         _launch(place, segments, members, missed, values.address + 8 * first, *which)
-        for (which, members), first in zip(groups.items(), firsts, strict=False)
+        for ((which, _), members), first in zip(groups.items(), firsts, strict=False)
     ]
     live = upload(place.driver, place.device, np.array([bool(kind) for kind in kinds], np.uint64))
     calls = [launch.prologue for launch in launches]
@@ -193,11 +212,11 @@ def build(
         calls += [launch.calls[at] for launch in launches if at in launch.calls]
         calls += _everywhere(place, launches, at, kept)
     if launches:
-        clock = _clock(segments, next(iter(groups)))
+        clock = _clock(segments, next(iter(groups))[0])
         arguments = [len(segments), live.address, place.clock.address, place.control.address]
         calls.append(place.call(clock, "epilogue", "one", arguments))
     steady = not any(settings.scheduled(row) for launch in launches for row, _ in launch.rows)
-    return DevicePlan(place, kinds, epoch, launches, steady, calls, values, kept)
+    return DevicePlan(place, kinds, epoch, launches, steady, calls, values, kept, settings.names)
 
 
 def _launch(
@@ -216,6 +235,11 @@ def _launch(
     sizes, groups = [a.size for a in arrays], [rows[segments[k].row, missed[k]] for k in members]
     chunk = min(_LARGEST, max(_SMALLEST, 1 << (sum(sizes) // _CHUNKS).bit_length()))
     work = worklist.chunks(sizes, members, groups, [scratch.step(lowered, a, chunk) for a in arrays])
+    parameters = scratch.parameters(work, arrays)
+    touched = DeviceRows(place, arrays[0], members[0]) if lowered.touched else None
+    places: dict[str, int] = {}
+    if touched is not None:
+        work, places = touched.work, touched.places
 
     def empty(size: int, kind: Any) -> DeviceArray:
         return zeros(place.driver, place.device, size, kind)
@@ -228,14 +252,14 @@ def _launch(
     for k, mine in zip(members, temporary, strict=True):
         one = segments[k]
         known = {"p": one.array, **one.state, **mine, **({} if one.copy is None else {COPY: one.copy})}
-        row = scratch.plain(lowered, one.array, one.key) | {b: a.address for b, a in known.items()}
+        row = scratch.plain(lowered, one.array, one.key) | places | {b: a.address for b, a in known.items()}
         addresses[k] = [row[b] for b in lowered.buffers]
     columns, totals = 1 + len(lowered.columns), text.totals(lowered)
     tables = {
         "work": table(work),
         "addresses": empty(max(1, addresses.size), np.uint64),
         "hyper": empty(len(rows) * columns, dtype.real),
-        "parameters": table(scratch.parameters(work, arrays)),
+        "parameters": table(parameters),
         "reduced": empty(len(segments) * lowered.slots, np.float64),
         "partials": empty(len(work) * totals, np.float64),
         "missed": table(np.array([m for _, m in rows], np.int64)),
@@ -244,7 +268,7 @@ def _launch(
     arguments = [len(work), len(members), at["work"], at["addresses"], at["hyper"], place.control.address]
     arguments += [place.clock.address, at["parameters"], at["reduced"], at["partials"]]
     module = cuda.kernels(rule.name, lowered, dtype, gradient)
-    limits = {"chunks": len(work), "parameters": len(members), "one": 1}
+    limits = {"chunks": len(arrays[0]) if touched else len(work), "parameters": len(members), "one": 1}
     calls = {
         _order(name): place.call(module, name, grid, arguments, limits[grid]) for name, _, _, grid in module.LAUNCHES
     }
@@ -272,6 +296,7 @@ def _launch(
             [len(rows), values, at["missed"], at["hyper"], place.clock.address, place.control.address],
         ),
         kept=[tables, temporary],
+        touched=touched,
     )
 
 

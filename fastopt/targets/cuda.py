@@ -14,7 +14,8 @@ from fastopt import build, codecs
 from fastopt.codecs import Codec
 from fastopt.errors import DeviceError
 from fastopt.lowered import Lowered
-from fastopt.targets import cpu, cuda_clock, cuda_loops, cuda_numbers, text
+from fastopt.passes import Pass
+from fastopt.targets import cpu, cuda_clock, cuda_loops, cuda_numbers, cuda_touched, text
 
 THREADS = 256  # that of cuda_sums.py, which cannot be imported without numba-cuda
 
@@ -73,21 +74,27 @@ def source(
     """The text of the kernels of a lowered rule for parameters of `dtype` and gradients of another (or the same).
 
     With the names of the rule's hyperparameters, also that of the kernels that keep `hyper` and the clock. Raises
-    `DeviceError` for gradients of rows and for state in 8 bits.
+    `DeviceError` for state in 8 bits, and for gradients of rows of rules that sum over them.
     """
     if lowered.touched:
-        raise DeviceError(f"`{rule}` is given gradients of rows, which the CUDA target cannot take; make them dense.")
+        cuda_touched.check(lowered, rule)
     of = text.dtypes(lowered, dtype, gradient)
     if blocked := [b for b, codec in of.items() if codec.blocked]:
         raise DeviceError(f"`{blocked[0]}` of `{rule}` in 8 bits is for the CPU; on a GPU use state_dtype='bf16'.")
     real = of["p"].real
     totals = text.totals(lowered)
     kernels, launches, everywhere = [], [], {}
+
+    def loop(name: str, q: Pass) -> str:
+        if lowered.touched:
+            return cuda_touched.kernel(name, lowered, of, THREADS)
+        return cuda_loops.kernel(name, lowered, q, of, totals, THREADS)
+
     for k, (name, q) in enumerate(zip(cpu.kernel_names(lowered), lowered.passes, strict=True)):
         made = [
             (f"gather_{k}", cuda_numbers.gather(k, q, totals, THREADS), "one"),
             (f"numbers_{k}", cuda_numbers.function(k, lowered, q, totals, THREADS), "parameters"),
-            (name, cuda_loops.kernel(name, lowered, q, of, totals, THREADS), "chunks"),
+            (name, loop(name, q), "chunks"),
         ]
         kernels += [body for _, body, _ in made if body]
         launches += [f'    ("{n}", {n}, SIGNATURE, "{grid}"),' for n, body, grid in made if body]
@@ -116,7 +123,7 @@ def source(
 
 def _helpers(kernels: str) -> str:
     words = text.words([kernels])
-    accesses = [f"{d}_{what}" for d in ("float32", "float64", "uint16") for what in ("load", "store")]
+    accesses = [f"{d}_{what}" for d in ("float32", "float64", "uint16", "uint64") for what in ("load", "store")]
     lines = text.halves([kernels])
     for module, names in (
         ("cuda_sums", ["block_total", "fold"]),

@@ -68,13 +68,14 @@ def kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, Codec], totals: i
         name=name,
         shared="".join(f"    {line}\n" for line in shared),
         threads=f"np.uint64({threads})" if shared or by_rows else "np.uint64(cuda.blockDim.x)",
-        unpack=text.indent(_unpack(it), 8),
+        unpack=text.indent(unpack(it), 8),
         loop=text.indent([f"sum{slot(n)} = 0.0" for n, _ in flat] + frame.splitlines(), 8),
         done="".join(f"        {line}\n" for line in done),
     )
 
 
-def _unpack(it: Elements) -> list[str]:
+def unpack(it: Elements) -> list[str]:
+    """Lines that read what a segment has: columns, addresses, numbers."""
     lines = []
     if columns := it.columns(*(seed for _, seed in it.noises)):
         lines.append(f"column = group * np.uint64({len(text.names(it.lowered))})")

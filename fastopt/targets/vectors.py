@@ -107,3 +107,4 @@ def _make(element: Any):  # a type of Numba
 float32_load, float32_store = _make(types.float32)
 float64_load, float64_store = _make(types.float64)
 uint16_load, uint16_store = _make(types.uint16)  # codes of float16 and bfloat16
+uint64_load, uint64_store = _make(types.uint64)  # of tables
