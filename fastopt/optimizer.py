@@ -45,7 +45,7 @@ class Optimizer(Stepping, Tuning):
         sparse: what a step with a gradient of rows (see `rows`) means for the other rows. "lazy": nothing, they wait;
             "exact": what a gradient of zeros would do, done when a row is touched next, or by `catch_up`; "closed": the
             same at once for all the steps missed, where that is linear, but for rounding; "row": nothing, and t counts
-            the steps of each row by itself.
+            the steps of each row by itself. On a GPU "lazy" alone.
         nonfinite: what a NaN or an infinity in a gradient means. "ignore": nobody looks, and it spreads as in PyTorch;
             "skip": the whole step does not happen, see `last`; "raise": nor that, and `NonFiniteError` names the
             parameter; "zero": that element counts as 0. Rules that begin with a norm of the gradients, as `clip_norm`

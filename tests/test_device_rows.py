@@ -1,11 +1,17 @@
 """Gradients of rows on the fake device: the CPU's bits, whatever else the step has; errors change nothing."""
 
+import re
+
+import ml_dtypes
 import numpy as np
 import pytest
-from cuda_twin import needs_numba_cuda
+from cuda_twin import CAPABILITY, F4, chosen, needs_numba_cuda
 from device_twin import grads_of, same, there
 
 import fastopt as fo
+from fastopt.lower import lower
+from fastopt.targets import cuda
+from fastopt.touched import lowered
 
 pytestmark = needs_numba_cuda
 
@@ -123,6 +129,37 @@ def test_numbers_in_16_bits_and_a_copy(gpu):
     same(opt, twin)
     for k, c in copies.items():
         assert there_copies[k].get().tobytes() == c.tobytes()
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (4, 0), (4,)], ids=str)
+def test_odd_shapes(gpu, shape):
+    params = {"w": np.ones(shape, "f4")}
+    opt, twin, _ = pair(gpu, fo.adamw, params, {"lr": 0.01, "nonfinite": "skip"})
+    for indices in ([], [2, 2, 0] if shape[0] else []):
+        values = np.ones((len(indices), *shape[1:]), "f4")
+        opt.step({"w": fo.rows(indices, values)}), twin.step({"w": fo.rows(indices, gpu.array(values))})
+    same(opt, twin)
+    assert twin.t == 2
+
+
+@pytest.mark.parametrize("master", ["float32", "split", "kahan"])
+def test_masters(gpu, master):
+    params = {"w": tables()["w"].astype(ml_dtypes.bfloat16)}
+    opt, twin, _ = pair(gpu, fo.adamw, params, {"lr": 0.01, "master": master})
+    for t in range(3):
+        found = {"w": drawn(tables(), t + 2)["w"]}
+        opt.step(here_of(found)), twin.step(there_of(gpu, found))
+    same(opt, twin)
+
+
+@pytest.mark.parametrize("gradient", [np.dtype("f4"), np.dtype("f8")], ids=str)
+def test_machine_code(gradient):
+    low = lowered(lower(fo.adamw, chosen(fo.adamw)), "lazy", fo.adamw, "w")
+    module = cuda.kernels("adamw", low, F4, gradient)
+    text = cuda.ptx(module, "kernel", CAPABILITY)
+    assert ".local" not in text and "div.u64" not in text and "call" not in text
+    # sums of float64 gradients are the only arithmetic in float64
+    assert set(re.findall(r"(add|sub|mul|div|fma)\.(?:rn\.)?f64", text)) == set(["add"] * (gradient.itemsize == 8))
 
 
 def test_streams_follow_each_other(gpu):

@@ -208,6 +208,22 @@ def test_other_libraries_see_state():
     assert cuda.as_cuda_array(packed[0]).copy_to_host().tolist() == [0, 1, 2, 3, 4]
 
 
+def test_gradients_of_rows():
+    rng = np.random.default_rng(0)
+    host = {"w": rng.standard_normal((10_000, 33)).astype("f4"), "b": rng.standard_normal(7).astype("f4")}
+    packed = fo.pack(host, device="cuda")
+    opt, twin = fo.adagrad(host, lr=0.1), fo.adagrad(packed, lr=0.1, precise=True)
+    for k in (0, 1, 100, 5_000, 50_000):
+        indices, b = rng.integers(0, 10_000, k), rng.standard_normal(7).astype("f4")
+        values = rng.standard_normal((k, 33)).astype("f4")
+        there = fo.pack({"v": values, "b": b}, device="cuda")
+        opt.step({"w": fo.rows(indices, values), "b": b})
+        twin.step({"w": fo.rows(indices, there["v"]), "b": there["b"]})
+    for name, p in host.items():
+        assert packed[name].copy_to_host().tobytes() == p.tobytes()
+        assert twin.state["s"][name].copy_to_host().tobytes() == opt.state["s"][name].tobytes()
+
+
 def test_dlpack(torch):
     packed = fo.pack([np.arange(5, dtype="f4")], device="cuda")
     seen = torch.from_dlpack(packed[0])
