@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from fastopt import codecs, scratch
 from fastopt import work as worklist
 from fastopt.codecs import Codec
 from fastopt.devices.array import DeviceArray, upload, zeros
+from fastopt.devices.launch import DeviceLaunch, Watch, norms
 from fastopt.devices.rows import DeviceRows
 from fastopt.errors import DeviceError
 from fastopt.gradients import Gradients
@@ -21,8 +21,8 @@ from fastopt.groups import Settings
 from fastopt.launch import Segment
 from fastopt.lowered import COPY, Lowered
 from fastopt.schema import Rule
-from fastopt.staged import Staged, stages
-from fastopt.targets import cuda, cuda_everywhere, cuda_finite, text
+from fastopt.staged import stages
+from fastopt.targets import cuda, cuda_everywhere, text
 from fastopt.targets.driver import Call
 from fastopt.touched import lowered as rows_of
 
@@ -31,27 +31,6 @@ if TYPE_CHECKING:
 
 _CHUNKS = 1 << 11  # about as many for any size, so that there is one for every block of the largest GPU
 _SMALLEST, _LARGEST = 1 << 10, 1 << 14  # elements of a chunk: one access of 16 bytes by each thread; see work.CHUNK
-
-
-@dataclass(eq=False)
-class DeviceLaunch(Staged):
-    """The segments that share a lowered rule and dtypes. What `Staged` has on the host only serves to check values."""
-
-    rule: Rule
-    addresses: np.ndarray
-    addresses_at: DeviceArray
-    partials: DeviceArray
-    lowered: Lowered
-    gradient: Codec
-    n_chunks: int
-    work_at: DeviceArray
-    reduced: DeviceArray
-    members: list[int]  # the segments
-    everywhere: dict[str, tuple[int, ...]]  # kernel -> the totals over all parameters that it leaves in `partials`
-    calls: dict[tuple[int, int], Call]  # (pass, place in the pass) -> kernel
-    prologue: Call
-    kept: list[Any]
-    touched: DeviceRows | None = None  # of gradients of rows
 
 
 @dataclass(eq=False)
@@ -72,7 +51,7 @@ class DevicePlan:
     _values: np.ndarray = field(default_factory=lambda: np.zeros(0))
     _aimed: np.ndarray | None = None  # the gradients whose addresses are on the device
     _aim: np.ndarray | None = None
-    _watch: tuple[list[Call], DeviceArray] | None = None
+    _watch: Watch | None = None
 
     def fixed(self, stream: int | None) -> bool:
         """Must other gradients have a plan of their own?"""
@@ -106,7 +85,8 @@ class DevicePlan:
             if watch:
                 if capturing:
                     raise DeviceError("a look at the gradients waits for the device, which a CUDA graph cannot")
-                if (bad := self.look(on)) >= 0:
+                self._watch = self._watch or Watch(place, len(self.kinds), self.launches)
+                if (bad := self._watch.look(on)) >= 0:
                     return bad
             clock[1] = 1  # torn if the launches are interrupted half-way
             place.driver.run(place.device, self.calls, on)
@@ -119,40 +99,9 @@ class DevicePlan:
         clock[1] = 0
         return -1
 
-    def look(self, on: int) -> int:
-        """The first segment whose gradient is not finite, or -1. Waits for the device, and puts the skip flag back."""
-        place = self.place
-        if self._watch is None:
-            found = zeros(place.driver, place.device, len(self.kinds), np.int64)
-            module = cuda_finite.module()
-            calls = [place.call(module, "begin", "one", [len(self.kinds), found.address])]
-            for x in self.launches:
-                given = [x.n_chunks, x.addresses.shape[1], x.work_at.address, x.addresses_at.address]
-                given += [found.address, place.control.address]
-                calls.append(place.call(module, f"look_{x.gradient}", "chunks", given, x.n_chunks))
-            self._watch = calls, found
-        calls, found = self._watch
-        place.driver.run(place.device, calls, on)
-        bad = np.flatnonzero(found.copy_to_host())
-        if bad.size:
-            place.control[1:2] = 0.0
-        return int(bad[0]) if bad.size else -1
-
     def norms(self) -> tuple[float | None, dict[int, float]]:
         """Of the gradients in the last step, of all and by segment, where they were taken first. Waits."""
-        whole: float | None = None
-        each: dict[int, float] = {}
-        for launch in self.launches:
-            number = launch.lowered.norm
-            if number is None or number.total is None:
-                continue
-            reduced = launch.reduced.copy_to_host().reshape(-1, launch.lowered.slots)
-            squares = {k: float(reduced[k, number.slot]) for k in launch.members}
-            if number.total[1] == "all":
-                whole = math.sqrt(squares[launch.members[0]])
-            else:
-                each |= {k: math.sqrt(x) for k, x in squares.items()}
-        return whole, each
+        return norms(self.launches)
 
     def _upload(self, stream: int | None) -> None:
         # a table that has grown is elsewhere
