@@ -17,8 +17,9 @@ def tree(rng, dtype=np.float32):
     return {n: rng.normal(size=s).astype(dtype) for n, s in SHAPES.items()}
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("adamw", np.float64), ("adamw", np.float16), *((name, np.float32) for name in RULES)]
+)
 def test_both_change_nothing_else(name, dtype):
     rng = np.random.default_rng(0)
     p = tree(rng)
