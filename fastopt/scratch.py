@@ -70,7 +70,8 @@ def tables(
     if not lowered.slots:
         return ()
     totals = text.totals(lowered)
-    lanes = np.zeros((n_tasks, totals, loops.BLOCK))
+    # no cache line is shared by two tasks: they would wait for each other at every block
+    lanes = zeros(n_tasks * totals * loops.BLOCK, np.float64).reshape(n_tasks, totals, loops.BLOCK)
     return parameters(work, arrays), reduced, np.zeros((len(work), totals)), lanes
 
 
