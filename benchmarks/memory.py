@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+
 import fastopt as fo
 from benchmarks import facts
 from benchmarks.report import markdown, setting
@@ -19,22 +21,31 @@ from fastopt.commands import bench
 from fastopt.commands.peers import torch_step
 
 ELEMENTS = 1 << 25
-WAYS = {
+HALVES = ("all in bf16", "all in bf16, nearest")  # parameters and gradients, too
+WAYS: dict[str, dict[str, Any]] = {
     "float32": {},
     "bf16": {"state_dtype": "bf16"},
     "bf16, nearest": {"state_dtype": "bf16", "rounding": "nearest"},
     "f16": {"state_dtype": "f16"},
     "8bit": {"memory": "8bit"},
     "8bit, nearest": {"memory": "8bit", "rounding": "nearest"},
+    HALVES[0]: {"state_dtype": "bf16"},
+    HALVES[1]: {"state_dtype": "bf16", "rounding": "nearest"},
 }
 
 
 def run(n: int, **timing: Any) -> dict[str, Any]:
     others, g = facts.Others(), bench.buffer(n, 1e-3)
-    made = {name: fo.adamw(bench.buffer(n, 0.5), **options) for name, options in WAYS.items()}
-    steps: dict[str, Callable[..., Any]] = {name: partial(opt.step, g) for name, opt in made.items()}
+    half = bench.buffer(n, 1e-3, ml_dtypes.bfloat16)
+    steps: dict[str, Callable[..., Any]] = {}
+    made = {}
+    for name, options in WAYS.items():
+        dtype, given = (ml_dtypes.bfloat16, half) if name in HALVES else ("f4", g)
+        made[name] = fo.adamw(bench.buffer(n, 0.5, dtype), **options)
+        steps[name] = partial(made[name].step, given)
     if torch := torch_step(fo.adamw, [bench.buffer(n, 0.5)], [g], "fused"):
         steps["torch fused, float32"] = torch
+        steps["torch fused, all in bf16"] = _torch_in_halves(n)
     samples = bench.interleave(steps, **timing)
     rows = []
     for name, sample in samples.items():
@@ -47,12 +58,20 @@ def run(n: int, **timing: Any) -> dict[str, Any]:
     return {"elements": n, "machine": facts.machine() | {facts.OTHERS: others.share()}, "rows": rows}
 
 
+def _torch_in_halves(n: int) -> Callable[[], Any]:
+    import torch
+
+    p = torch.nn.Parameter(torch.full((n,), 0.5, dtype=torch.bfloat16))
+    p.grad = torch.full((n,), 1e-3, dtype=torch.bfloat16)
+    return torch.optim.AdamW([p], fused=True).step
+
+
 def table(result: dict[str, Any]) -> str:
     """The results in Markdown."""
     lines = [
         (
             r["name"],
-            f"{r['bytes']:.2f}" if "bytes" in r else "8.00",
+            f"{r['bytes']:.2f}" if "bytes" in r else "4.00" if "bf16" in r["name"] else "8.00",
             f"{r['ms']:.1f}",
             f"{r.get('times faster than torch', float('nan')):.2f}x",
         )
