@@ -5,7 +5,6 @@ and limit take turns; figures are medians, the ratio is the median of the ratios
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import facts, limits
-from benchmarks.report import markdown, setting
+from benchmarks.report import finish, markdown, setting
 from benchmarks.step import figures
 from fastopt.commands import bench, rule_named
 from fastopt.rules import CATALOGUE
@@ -68,13 +67,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="store the results, and FILE.md with the table")
     args = parser.parse_args(words)
     result = run([rule_named(name) for name in args.rule], args.size, args.repeat, args.budget)
-    print(table(result))
-    if (result["machine"][facts.OTHERS] or 0.0) > 0.05:
-        print("Other processes took more than 5 % of the cores: do not trust these figures.", file=sys.stderr)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        args.out.with_suffix(".md").write_text(table(result), encoding="utf-8")
+    finish(result, table(result), args.out)
     return 0
 
 

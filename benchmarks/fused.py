@@ -7,7 +7,6 @@ take turns; figures are medians, a ratio is the median of the ratios of neighbou
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,7 +17,7 @@ import numpy as np
 
 import fastopt as fo
 from benchmarks import facts, limits
-from benchmarks.report import markdown, setting
+from benchmarks.report import finish, markdown, setting
 from benchmarks.step import figures
 from fastopt.commands import bench
 from fastopt.schema import Rule
@@ -157,13 +156,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="store the results, and FILE.md with the table")
     args = parser.parse_args(words)
     result = run(args.quick, args.repeat, args.budget)
-    print(table(result))
-    if (result["machine"][facts.OTHERS] or 0.0) > 0.05:
-        print("Other processes took more than 5 % of the cores: do not trust these figures.", file=sys.stderr)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        args.out.with_suffix(".md").write_text(table(result), encoding="utf-8")
+    finish(result, table(result), args.out)
     return 0
 
 

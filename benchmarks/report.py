@@ -55,6 +55,17 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(["| " + " | ".join(head) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
 
 
+def finish(result: dict[str, Any], text: str, out: Path | None) -> None:
+    """Print the text of results, say if the machine was busy, and store both: FILE.json and FILE.md."""
+    print(text)
+    if (result["machine"][OTHERS] or 0.0) > 0.05:
+        print("Other processes took more than 5 % of the cores: do not trust these figures.", file=sys.stderr)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        out.with_suffix(".md").write_text(text, encoding="utf-8")
+
+
 def setting(result: dict[str, Any]) -> str:
     m = result["machine"]
     versions = ", ".join(f"{name} {v}" for name, v in m["versions"].items() if v)
