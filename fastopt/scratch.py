@@ -85,7 +85,7 @@ def rooms(lowered: Lowered, n_tasks: int) -> dict[str, np.ndarray]:
 
 
 def parameters(work: np.ndarray, arrays: Sequence[Any]) -> np.ndarray:
-    """A row per parameter: segment, group, its chunks' bounds, elements, rows, columns."""
+    """A row per parameter: segment, row of `hyper`, its chunks' bounds, elements, rows, columns."""
     first = np.flatnonzero(work[:, 0] == 0)
     bounds = np.append(first, len(work))
     sizes = np.array([(a.size, *(a.shape if a.ndim == 2 else (0, 0))) for a in arrays])

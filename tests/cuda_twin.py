@@ -163,9 +163,11 @@ class Twin:
                     moved += [(mine[b], copy)] if b != "g" else []
                     mine[b], table[k, lowered.buffers.index(b)] = copy, copy.ctypes.data
             arrays += mine.values()
-        parameters, partials = np.zeros((len(members), 7), np.uint64), np.zeros((len(launch.work), 1))
+        parameters, partials = np.zeros((len(members), 8), np.uint64), np.zeros((len(launch.work), 1))
         if launch.reduced:
             parameters, _, partials, _ = launch.reduced
+            rows = np.array([opt._segments[k].row for k in parameters[:, 0].astype(int)], np.uint64)
+            parameters = np.column_stack([parameters, rows])
             assert partials.shape[1] == module.TOTALS
         reduced = np.full((len(opt._segments), max(1, lowered.slots)), np.nan)
         tables = [launch.work, table, launch.hyper, self.control, self.clock, parameters, reduced, partials]

@@ -104,6 +104,16 @@ def test_averages_are_shown_there_too(gpu, rule):
     same(opt, twin)
 
 
+def test_norms_of_groups(gpu):
+    params = small()
+    opt, twin, _ = pair(gpu, fo.clip_group_norm(fo.sgd, 0.5), params, lr=0.1, groups=[fo.Group("b", lr=0.2)])
+    for t in range(3):
+        g = grads_of(params, t)
+        g["w"] = None if t == 1 else g["w"]
+        opt.step(g), twin.step(there(gpu, g))
+    same(opt, twin, rtol=1e-6)
+
+
 def test_norms_of_each(gpu):
     opt, twin, _ = pair(gpu, fo.clip_each_norm(fo.sgd, 0.5), small(), lr=0.1)
     g = grads_of(small(), 0)
@@ -113,8 +123,10 @@ def test_norms_of_each(gpu):
 
 def test_what_the_device_cannot_do(gpu):
     away = there(gpu, small())
-    with pytest.raises(fo.DeviceError, match="total over a group"):
-        fo.clip_group_norm(fo.adamw, 1.0)(away)
+    opt = fo.clip_group_norm(fo.adamw, 1.0)(there(gpu, small(("f4", "f8", "f4"))))
+    with pytest.raises(fo.DeviceError, match="total over a group, which the CUDA target takes of"):
+        opt.step(there(gpu, small(("f4", "f8", "f4"))))
+    assert opt.t == 0
     opt = fo.adamw(away, nonfinite="skip")
     g = there(gpu, grads_of(small(), 0))
     opt.step(g, stream=4)

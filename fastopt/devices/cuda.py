@@ -117,12 +117,6 @@ class Cuda:
                 "state_dtype='bf16' or memory='16bit'."
             )
         for k, array in enumerate(owned):
-            totals = [n.total for q in settings.lowered(k, array).passes for n, _ in q.totals if n.total]
-            if any(over == "group" for _, over in totals):
-                raise DeviceError(
-                    f"`{settings.rule(k).name}` has a total over a group, which the CUDA target cannot take; give each "
-                    "group a rule of its own, as Group(pattern, rule=fastopt.clip_norm(rule, 1.0)) does."
-                )
             if settings.lowered(k, array).matrices:
                 raise DeviceError(
                     f"`{settings.rule(k).name}` calls functions of whole matrices, which the CUDA target cannot run; "

@@ -72,7 +72,7 @@ def norms(launches: Sequence[DeviceLaunch]) -> tuple[float | None, dict[int, flo
     each: dict[int, float] = {}
     for launch in launches:
         number = launch.lowered.norm
-        if number is None or number.total is None:
+        if number is None or number.total is None or number.total[1] == "group":
             continue
         reduced = launch.reduced.copy_to_host().reshape(-1, launch.lowered.slots)
         squares = {k: float(reduced[k, number.slot]) for k in launch.members}

@@ -146,6 +146,7 @@ def build(
                 lowered = rows_of(lowered, "lazy", rule, settings.names[k])
             which = rule, lowered, codecs.of(segment.array.dtype), gradient
             groups.setdefault((which, k if by_rows else -1), []).append(k)
+    _check_groups(settings, [which for which, _ in groups])
     widths = [len(settings.schema(segments[members[0]].row)) for members in groups.values()]
     rows = [len({(segments[k].row, missed[k]) for k in members}) for members in groups.values()]
     values = zeros(place.driver, place.device, sum(w * n for w, n in zip(widths, rows, strict=True)), np.float64)
@@ -168,6 +169,17 @@ def build(
     return DevicePlan(place, kinds, epoch, launches, steady, calls, values, kept, settings.names)
 
 
+def _check_groups(settings: Settings, kinds: Sequence[tuple[Rule, Lowered, Codec, Codec]]) -> None:
+    """Raise `DeviceError` for a total over a group whose parameters would be in several launches."""
+    for rule, lowered, *_ in kinds:
+        grouped = any(n.total and n.total[1] == "group" for q in lowered.passes for n, _ in q.totals)
+        if grouped and sum(other is rule for other, *_ in kinds) > 1:
+            raise DeviceError(
+                f"`{rule.name}` has a total over a group, which the CUDA target takes of parameters of one dtype, and "
+                "gradients of one; convert them, or give each group a rule of its own: Group(pattern, rule=...)."
+            )
+
+
 def _launch(
     place: Cuda,
     segments: Sequence[Segment],
@@ -185,6 +197,7 @@ def _launch(
     chunk = min(_LARGEST, max(_SMALLEST, 1 << (sum(sizes) // _CHUNKS).bit_length()))
     work = worklist.chunks(sizes, members, groups, [scratch.step(lowered, a, chunk) for a in arrays])
     parameters = scratch.parameters(work, arrays)
+    parameters = np.column_stack([parameters, np.array([segments[k].row for k in members], np.uint64)])
     touched = DeviceRows(place, arrays[0], members[0]) if lowered.touched else None
     places: dict[str, int] = {}
     if touched is not None:

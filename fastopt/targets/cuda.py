@@ -49,7 +49,8 @@ SIGNATURE = types.void(
     types.CPointer(types.{dtype}),  # hyper: a row per group
     types.CPointer(types.float64),  # control: factor of the gradients, skip this step, norm of the gradients
     types.CPointer(types.int64),  # clock: steps done, dirty flag, then the steps of each segment
-    types.CPointer(types.uint64),  # parameters: a row each; segment, group, its chunks' bounds, elements, rows, columns
+    types.CPointer(types.uint64),  # parameters: a row each; segment, row of `hyper`, its chunks' bounds, elements,
+    # rows, columns, group
     types.CPointer(types.float64),  # reduced: a row per segment, {slots} columns; numbers
     types.CPointer(types.float64),  # partials: a row per chunk, {totals} columns; its totals
 )

@@ -17,7 +17,7 @@ def numbers_{q}(n_chunks, n_parameters, work, addresses, hyper, control, clock, 
 {shared}    thread, threads = np.uint64(cuda.threadIdx.x), np.uint64({threads})
     parameter, blocks = np.uint64(cuda.blockIdx.x), np.uint64(cuda.gridDim.x)
     while parameter < n_parameters:
-        entry = parameter * np.uint64(7)
+        entry = parameter * np.uint64(8)
         segment, group = parameters[entry], parameters[entry + np.uint64(1)]
         first, last = parameters[entry + np.uint64(2)], parameters[entry + np.uint64(3)]
         n_elements, n_rows = parameters[entry + np.uint64(4)], parameters[entry + np.uint64(5)]
@@ -44,6 +44,19 @@ whole, chunk = 0.0, {first}
 while chunk < {last}:
     whole += partials[chunk * np.uint64({totals}) + np.uint64({k})]
     chunk += threads
+{name} = block_total(sums, thread, whole, threads)"""
+
+# Of the parameters of a group: those whose last column is the same.
+_GROUP = """\
+whole, other = 0.0, np.uint64(0)
+while other < n_parameters:
+    seat = other * np.uint64(8)
+    if parameters[seat + np.uint64(7)] == parameters[entry + np.uint64(7)]:
+        chunk = parameters[seat + np.uint64(2)] + thread
+        while chunk < parameters[seat + np.uint64(3)]:
+            whole += partials[chunk * np.uint64({totals}) + np.uint64({k})]
+            chunk += threads
+    other += np.uint64(1)
 {name} = block_total(sums, thread, whole, threads)"""
 
 _COLUMNS = """\
@@ -148,6 +161,8 @@ def _scalar(lowered: Lowered, n: Number, known: dict[str, Number], totals: int) 
         k, over = n.total
         if over == "all":
             return [f"{n.name} = partials[{k}]  # the sum over all, see gather"]
+        if over == "group":
+            return _GROUP.format(name=n.name, totals=totals, k=k).splitlines()
         return _sum(n.name, "first + thread", "last", k, totals)
     if n.state:
         return [f"{n.name} = float64_load({_address(lowered, n.state)}, np.uint64(0), 1)[0]"]

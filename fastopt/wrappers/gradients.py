@@ -24,7 +24,7 @@ def clip_norm(p, g, *, max_norm: NonNegative):
 
 @before
 def clip_group_norm(p, g, *, max_norm: NonNegative):
-    """`clip_norm` of every group by itself, the parameters that are in none being one, too. Not on a GPU yet."""
+    """`clip_norm` of every group by itself, the parameters that are in none being one, too."""
     return g * minimum(1.0, max_norm / (norm(g, "group") + 1e-6))
 
 
