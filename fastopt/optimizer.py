@@ -131,7 +131,7 @@ class Optimizer(Stepping, Tuning):
             tree, names, owned, frozen, [*owned, *flats, *(c for c in copied if c is not None)], packed
         )
         self._gradients.zeroed = zero_grads
-        self._policy, self._tree = nonfinite, tree
+        self._policy, self._watching, self._tree = nonfinite, nonfinite in ("skip", "raise"), tree
         self._reading, self._touched = sparse, dict[str, Touched]()
         if sparse == "row":
             self._gradients.by_rows |= {n for n, a in zip(names, owned, strict=True) if a.ndim}

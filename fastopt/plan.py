@@ -61,16 +61,16 @@ class Plan:
             for launch in self.launches:
                 launch.unscale(factor)
             self.factor = factor
-        last, first = len(self.calls) - 1, 0
+        calls = self.calls
         if watch:
             for launch, q in self.calls[: self.looks]:
                 launch.run(q, clock, False)
             if bad := [k for launch in self.launches if (k := launch.offender()) >= 0]:
                 clock[1] = 0
                 return min(bad)
-            first = self.looks
-        for k in range(first, last + 1):
-            launch, q = self.calls[k]
+            calls = calls[self.looks :]
+        last = len(calls) - 1
+        for k, (launch, q) in enumerate(calls):
             launch.run(q, clock, k == last)
         return -1
 

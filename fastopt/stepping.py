@@ -40,6 +40,7 @@ class Stepping(Perturbation, Averages):
     names: tuple[str, ...]
     rule: Any
     _policy: str
+    _watching: bool  # does every step look at its gradients first?
     _touched: dict[str, Any]
     _reading: str
     _plan: Any = None
@@ -73,7 +74,7 @@ class Stepping(Perturbation, Averages):
                 self._replaced()
             if stream is not None:
                 stream = self._place.stream(stream)
-            factor, watch = (1.0, self._policy in ("skip", "raise")) if scale is None else self._unscaling(scale)
+            factor, watch = (1.0, self._watching) if scale is None else self._unscaling(scale)
             if self._count:
                 if grads is not None:
                     self._refuse_gradients()
@@ -85,8 +86,10 @@ class Stepping(Perturbation, Averages):
                 ready = self._aim(ready, stream)
             if self._clock[_DIRTY]:
                 self._put_back(stream)
-            self._offender = ready.run(self._settings, self._clock, stream, factor, watch)
-            self._gradients.release(zero=self._offender >= 0)
+            found = ready.run(self._settings, self._clock, stream, factor, watch)
+            if found != self._offender:  # an attribute of an optimizer takes a while to set
+                self._offender = found
+            self._gradients.release(found >= 0)
             if self._count:
                 self._begin_again()
             if watch:
@@ -108,7 +111,7 @@ class Stepping(Perturbation, Averages):
         value = scale.value if isinstance(scale, LossScale) else scale
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ConfigError(f"step: `scale` is {scale!r}; expected a finite number > 0, or a fastopt.LossScale.")
-        return 1 / value, isinstance(scale, LossScale) or self._policy in ("skip", "raise")
+        return 1 / value, isinstance(scale, LossScale) or self._watching
 
     def prepare(self, *, stream: Any = None) -> None:
         """Bring the hyperparameters of the next step, schedules evaluated, to the CUDA graphs that hold a step.
