@@ -15,7 +15,7 @@ from fastopt.groups import Group, Settings
 from fastopt.launch import Segment
 from fastopt.rule import rule
 
-_STEPS = 2  # where the clock counts the steps of each parameter
+_T, _STEPS = 0, 2  # where the clock counts steps, and those of each parameter
 
 
 # The sums are the parameters of an optimizer of this rule, so that everything a step takes is taken here, too: dtypes,
@@ -69,7 +69,12 @@ class Accumulation:
                     "their indices and values, and give them to step()."
                 )
             sums = self._sum()
-            sums.step(grads, stream=stream)
+            before = sums._clock[_T]
+            try:
+                sums.step(grads, stream=stream)
+            except BaseException:  # an interrupt may come when it has been added
+                self._count += int(sums._clock[_T] > before)
+                raise
             self._count += 1
 
     def _sum(self) -> Any:

@@ -12,7 +12,7 @@ from fastopt.rule import rule
 from fastopt.schema import NonNegative
 
 PERTURBED = 4  # a value of the clock's dirty flag; those of averages.py are 2 and 3
-_DIRTY = 1
+_T, _DIRTY = 0, 1
 
 
 # Parameters that are perturbed are, to these two rules, parameters like any other; w keeps what they were.
@@ -20,9 +20,8 @@ _DIRTY = 1
 def _up(p, g, w, *, rho: NonNegative, eta: NonNegative = 0.01, adaptive=False, t):
     s = abs(p) + eta if adaptive else 1
     u = s * g
-    return p + rho * s * u / (
-        norm(u, "all") + 1e-12
-    ), p if t > 0 else w  # always p; but a state that is never read would not be kept
+    w = p if t > 0 else w  # always p; but a state that is never read would not be kept
+    return p + rho * s * u / (norm(u, "all") + 1e-12), w
 
 
 @rule(name="unperturb")
@@ -65,10 +64,11 @@ class Perturbation(Accumulation):
                 up = self._upward = self._beside(_up, self.params, rho=rho, adaptive=adaptive)
             up.set(rho=rho)
             self._clock[_DIRTY] = 1  # an interrupt here leaves parameters in between
+            before = up._clock[_T]
             try:
                 up.step(grads, stream=stream)
-            except BaseException:
-                self._clock[_DIRTY] = up.torn
+            except BaseException:  # of an interrupt nobody knows whether it came before or after
+                self._clock[_DIRTY] = PERTURBED if up._clock[_T] > before and not up.torn else up.torn
                 raise
             self._clock[_DIRTY] = PERTURBED
 

@@ -56,6 +56,33 @@ def test_put_back_bit_for_bit():
     assert opt.t == 1
 
 
+def test_an_interrupt_behind_the_kernel_is_known(monkeypatch):
+    """Perturbed, and so it can be put back; added, and so it counts."""
+    from fastopt.gradients import Gradients
+
+    p = np.ones(5)
+    opt = fo.sgd(p, lr=0.1)
+    opt.perturb(np.ones(5))
+    opt.unperturb()
+    opt.accumulate(np.ones(5))
+    release = Gradients.release
+
+    def interrupted(self, zero=False):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Gradients, "release", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        opt.accumulate(np.full(5, 3.0))
+    with pytest.raises(KeyboardInterrupt):
+        opt.perturb(np.ones(5))
+    monkeypatch.setattr(Gradients, "release", release)
+    assert (p > 1).all() and opt.accumulated == 2 and not opt.torn
+    opt.unperturb()
+    assert (p == 1).all()
+    opt.step()
+    np.testing.assert_allclose(p, 0.8)
+
+
 def test_a_skipped_step_puts_back_too():
     p = np.ones(5)
     opt = fo.sgd(p, lr=0.1, nonfinite="skip")
