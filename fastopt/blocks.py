@@ -3,11 +3,11 @@
     a block with a number below 0    scale > 0, codes int8 q:   scale * (q / 127)^3
     a block without one              scale < 0, codes uint8 q: -scale * (q / 255)^4
 
-So second moments get a map of their own without anybody saying which state is one: of 255 levels, the smallest 2.4e-10
-of the largest. A number above 0 in such a block is never stored as 0, since rules divide by it. The steps between
-levels grow with the number, as those of the dynamic map of Dettmers et al. 2022 (arXiv:2110.02861) do, without its
-jumps at every power of ten, and both maps are a few multiplications. A block that holds a NaN or an infinity becomes
-NaN as a whole.
+A kernel takes -0, too, for a number below 0. So second moments get a map of their own without anybody saying which
+state is one: of 255 levels, the smallest 2.4e-10 of the largest. A number above 0 in such a block is never stored as 0,
+since rules divide by it. The steps between levels grow with the number, as those of the dynamic map of Dettmers et al.
+2022 (arXiv:2110.02861) do, without its jumps at every power of ten, and both maps are a few multiplications. A block
+that holds a NaN or an infinity becomes NaN as a whole.
 
 Kernels have functions of their own for this (targets/blocks.py); these are for people, tests and the start of a state.
 """
