@@ -32,6 +32,10 @@ def clipped(g, norm, most):
     return g * min(1.0, most / (norm + 1e-6))
 
 
+def within(limit):
+    return before(lambda g, p, t: np.clip(g, -limit, limit))
+
+
 def rows_clipped(g, p, t):
     n, most = np.sqrt((g**2).sum(1)), 0.5 * np.maximum(np.sqrt((p**2).sum(1)), 1e-3)
     return np.stack([row if k <= m else row * (m / k) for row, k, m in zip(g, n, most, strict=True)])
@@ -40,9 +44,12 @@ def rows_clipped(g, p, t):
 class Grok(Layer):
     h = None
 
+    def __init__(self, alpha=0.7, lamb=1.5):
+        self.alpha, self.lamb = alpha, lamb
+
     def gradient(self, g, p, t):
-        self.h = g if self.h is None else 0.7 * self.h + 0.3 * g
-        return g + 1.5 * self.h
+        self.h = g if self.h is None else self.alpha * self.h + (1 - self.alpha) * g
+        return g + self.lamb * self.h
 
 
 class Start(Layer):
@@ -75,7 +82,7 @@ def shrunk(p, g, new, t, lr):
 
 # name -> (the wrapped rule, what makes its layer, where its average is kept)
 LAYERS = {
-    "clip_value": (lambda r: fo.clip_value(r, 0.5), before(lambda g, p, t: np.clip(g, -0.5, 0.5))),
+    "clip_value": (lambda r: fo.clip_value(r, 0.5), within(0.5)),
     "clip_norm": (lambda r: fo.clip_norm(r, 2.0), before(lambda g, p, t: clipped(g, np.linalg.norm(g), 2.0))),
     "clip_group_norm": (
         lambda r: fo.clip_group_norm(r, 1.0),

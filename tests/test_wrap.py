@@ -5,6 +5,7 @@ import inspect
 
 import numpy as np
 import pytest
+from layers import LAYERS, Grok, unfused, within
 
 import fastopt as fo
 from fastopt.lower import lower
@@ -61,135 +62,34 @@ RULES = {
 }
 
 
-class Slow:
-    """What fo.grokfast says, by hand."""
+def layered(*names):
+    """(the wrapped rule, what makes its layers) of wrappers as layers.py has them, the outermost first."""
 
-    h = None
+    def wrap(rule):
+        for name in reversed(names):
+            rule = LAYERS[name][0](rule)
+        return rule
 
-    def __init__(self, alpha, lamb):
-        self.alpha, self.lamb = alpha, lamb
-
-    def gradient(self, g):
-        self.h = g if self.h is None else self.alpha * self.h + (1 - self.alpha) * g
-        return g + self.lamb * self.h
-
-    def change(self, p, g, new):
-        return new
-
-
-class Clipped:
-    def __init__(self, limit):
-        self.limit = limit
-
-    def gradient(self, g):
-        return np.minimum(np.maximum(g, -self.limit), self.limit)
-
-    def change(self, p, g, new):
-        return new
-
-
-class Careful:
-    def gradient(self, g):
-        return g
-
-    def change(self, p, g, new):
-        agree = ((p - new) * g > 0).astype(float)
-        return p + (new - p) * agree / max(agree.mean(), 1e-3)
-
-
-class Layer:
-    """A wrapper that leaves one of the two as it is."""
-
-    def gradient(self, g):
-        return g
-
-    def change(self, p, g, new):
-        return new
-
-
-class Shorter(Layer):
-    def __init__(self, most):
-        self.most = most
-
-    def gradient(self, g):
-        return g * min(1.0, self.most / (np.sqrt((g * g).sum()) + 1e-6))
-
-
-class Rows(Layer):
-    """Adaptive clipping, which looks at the parameter: `seen` is told by `unfused`."""
-
-    def gradient(self, g, p):
-        n, most = np.sqrt((g**2).sum(1)), 0.5 * np.maximum(np.sqrt((p**2).sum(1)), 1e-3)
-        return np.stack([row if k <= m else row * (m / k) for row, k, m in zip(g, n, most, strict=True)])
-
-
-class Central(Layer):
-    def gradient(self, g):
-        return g - g.mean(1, keepdims=True)
-
-
-class Unit(Layer):
-    def __init__(self, by_rms):
-        self.by_rms = by_rms
-
-    def gradient(self, g):
-        return g / ((np.sqrt((g * g).mean()) if self.by_rms else np.linalg.norm(g)) + 1e-8)
-
-
-class Slower(Layer):
-    slow, t = None, 0
-
-    def change(self, p, g, new):
-        self.slow = p if self.slow is None else self.slow
-        self.t += 1
-        if self.t % 3:
-            return new
-        self.slow = self.slow + 0.25 * (new - self.slow)
-        return self.slow
+    return wrap, lambda: [LAYERS[name][1]() for name in names]
 
 
 WRAPPED = {
-    "clip_norm": (lambda rule: fo.clip_norm(rule, 2.0), lambda: [Shorter(2.0)]),
-    "agc": (lambda rule: fo.agc(rule, clipping=0.5), lambda: [Rows()]),
-    "centralized unit": (lambda rule: fo.centralize(fo.normalize(rule)), lambda: [Central(), Unit(False)]),
-    "by rms, then lookahead": (
-        lambda rule: fo.lookahead(fo.normalize(rule, by_rms=True), interval=3, alpha=0.25),
-        lambda: [Slower(), Unit(True)],
-    ),
-    "grokfast": (lambda rule: fo.grokfast(rule, alpha=0.7, lamb=1.5), lambda: [Slow(0.7, 1.5)]),
-    "clip_value": (lambda rule: fo.clip_value(rule, 0.5), lambda: [Clipped(0.5)]),
-    "cautious": (fo.cautious, lambda: [Careful()]),
+    "clip_norm": layered("clip_norm"),
+    "agc": layered("agc"),
+    "centralized unit": layered("centralize", "normalize"),
+    "by rms, then lookahead": layered("lookahead", "by_rms"),
+    "grokfast": layered("grokfast"),
+    "clip_value": layered("clip_value"),
+    "cautious": layered("cautious"),
     "nested": (  # the outermost sees the gradient first, and the new parameter last
         lambda rule: fo.cautious(fo.clip_value(fo.grokfast(fo.grokfast(rule, 0.5), 0.9, 0.5), limit=2.0)),
-        lambda: [Careful(), Clipped(2.0), Slow(0.9, 0.5), Slow(0.5, 2.0)],
+        lambda: [LAYERS["cautious"][1](), within(2.0)(), Grok(0.9, 0.5), Grok(0.5, 2.0)],
     ),
 }
 
 
 def settings(rule, hyper):
     return {**rule.hyper, **hyper}
-
-
-def unfused(rule, hyper, layers, p, gradients):
-    """The steps of the rule's own formula, each wrapper by hand around them."""
-    starts = [rule.init.get(s, 0.0) for s in rule.state]
-    state = [p.copy() if start == "p" else start for start in starts]
-    supplied = {"matrix": p.ndim == 2} if "matrix" in rule.switches else {}
-    for t, g in enumerate(gradients, 1):
-        seen, given = g, []
-        for layer in layers:
-            given.append(seen)
-            seen = layer.gradient(seen, p) if isinstance(layer, Rows) else layer.gradient(seen)
-        timed = {"t": t} if rule.timed else {}
-        new, *state = as_tuple(rule.formula(p, seen, *state, **settings(rule, hyper), **supplied, **timed))
-        for layer, g_of in zip(reversed(layers), reversed(given), strict=True):
-            new = layer.change(p, g_of, new)
-        p = new
-    return p
-
-
-def as_tuple(values):
-    return values if isinstance(values, tuple) else (values,)
 
 
 def drawn(shape=(6, 9), steps=4):
