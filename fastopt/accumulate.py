@@ -144,28 +144,3 @@ class Accumulation:
             f"{self._count} gradients are accumulated; step() without any takes their mean. Give these to "
             "accumulate(), too."
         )
-
-
-def differences(saved: Any, names: Sequence[str], segments: Sequence[Segment]) -> list[str]:
-    """What keeps the sums of a saved state from being loaded here."""
-    if saved is None:
-        return []
-    parts = {"count", "steps", "sums"}
-    if (
-        not isinstance(saved, dict)
-        or set(saved) != parts
-        or not all(isinstance(saved[k], dict) for k in ("steps", "sums"))
-    ):
-        return [f"accumulated gradients: expected a dict of {', '.join(sorted(parts))}"]
-    count, steps, sums = saved["count"], saved["steps"], saved["sums"]
-    whole = [count, *steps.values()]
-    if set(steps) != set(names) or not all(isinstance(k, int) and 0 <= k <= count for k in whole if k is not True):
-        return ["accumulated gradients: their counts do not fit the parameters"]
-    problems = []
-    for n, segment in zip(names, segments, strict=True):
-        a, shape, real = sums.get(n), segment.array.shape, codecs.of(segment.array.dtype).real
-        if (a is not None) != bool(steps[n]):
-            problems.append(f"accumulated gradient `{n}`: {'missing' if a is None else 'not expected'}")
-        elif a is not None and (not isinstance(a, np.ndarray) or (a.shape, a.dtype) != (shape, real)):
-            problems.append(f"accumulated gradient `{n}`: expected {real} {shape}")
-    return problems + [f"accumulated gradient `{n}`: not expected" for n in sums if n not in names]

@@ -38,7 +38,7 @@ def look(tasks, work, addresses, found):
 
 @cache
 def _kernel(dtype: Codec, parallel: bool) -> Any:
-    g = f"from_{dtype}(g_at[i])" if dtype.coded else "g_at[i]"
+    g = text.load("p", "g_at[i]", {"p": dtype})  # decoded, and not scaled as a gradient
     made = _MODULE.format(
         dtype=dtype,
         g=g,

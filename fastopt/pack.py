@@ -13,7 +13,7 @@ from fastopt.devices import place
 from fastopt.devices.array import DeviceArray
 from fastopt.devices.foreign import on_gpu, view
 from fastopt.errors import ArrayTypeError, ConfigError, DeviceError, listing
-from fastopt.params import FLOATS, Tree, foreign, survey, zeros
+from fastopt.params import Tree, foreign, storable, survey, zeros
 
 _DEVICE_ALIGN = 256  # bytes: a GPU reads 16 at once only if they start at a multiple of 16
 
@@ -152,14 +152,14 @@ def pack(params: Any, *, dtype: Any = None, device: str = "auto") -> Packed:
     arrays = [_device(x, n, gpu) if on_gpu(x) else _host(x, n) for x, n in zip(leaves, names, strict=True)]
     if dtype is None:
         found = {a.dtype.newbyteorder("=") for a in arrays}
-        if len(found) > 1 or not all(map(_packs, found)):
+        if len(found) > 1 or not all(map(storable, found)):
             shown = ", ".join(sorted(map(str, found)))
             raise ConfigError(
                 f"pack: the arrays are {shown}; expected all float32, float64, float16 or bfloat16. Say "
                 "dtype=numpy.float32."
             )
         dtype = found.pop()
-    elif not _packs(np.dtype(dtype)):
+    elif not storable(np.dtype(dtype)):
         raise ConfigError(f"pack: dtype {np.dtype(dtype)}; expected float32, float64, float16 or bfloat16.")
     dtype = np.dtype(dtype)
     if wrong := [n for n, a in zip(names, arrays, strict=True) if isinstance(a, DeviceArray) and a.dtype != dtype]:
@@ -172,10 +172,6 @@ def pack(params: Any, *, dtype: Any = None, device: str = "auto") -> Packed:
     for target, array in zip(survey(packed)[1], arrays, strict=True):
         target[...] = array
     return packed
-
-
-def _packs(dtype: np.dtype) -> bool:
-    return dtype in FLOATS or (codecs.is_half(dtype) and dtype.isnative)
 
 
 def _host(leaf: Any, name: str) -> np.ndarray:

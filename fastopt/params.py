@@ -197,8 +197,12 @@ def parameter(x: Any, name: str, halves: bool = True) -> np.ndarray:
 def output(x: Any, name: str) -> np.ndarray | None:
     """`x` as an array that a kernel can write; None for one that none can. Raises `ConfigError`."""
     a: Any = foreign(x, name, ConfigError)
-    usable = isinstance(a, np.ndarray) and (a.dtype in FLOATS or codecs.is_half(a.dtype)) and a.flags.carray
-    return a if usable and a.dtype.isnative else None
+    return a if isinstance(a, np.ndarray) and storable(a.dtype) and a.flags.carray else None
+
+
+def storable(dtype: np.dtype) -> bool:
+    """Is it one that kernels read and write as it is?"""
+    return dtype in FLOATS or (codecs.is_half(dtype) and dtype.isnative)
 
 
 def gradient(x: Any, like: np.ndarray, name: str) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt import accumulate, codecs
+from fastopt import codecs
 from fastopt.blocks import BLOCK
 from fastopt.errors import CheckpointError, ConfigError, listing
 from fastopt.groups import Settings
@@ -201,8 +201,28 @@ def differences(
                 problems.append(f"{kind} `{n}`: {a.min()} to {a.max()}, expected 0..{t}")
             else:
                 pairs.append((target, a if a.dtype == target.dtype else a.view(target.dtype)))
-    problems += accumulate.differences(saved.get("accumulated"), names, segments)
+    problems += _of_sums(saved.get("accumulated"), names, segments)
     return problems + settings.compare(saved["hyper"]), pairs
+
+
+def _of_sums(saved: Any, names: Sequence[str], segments: Sequence[Segment]) -> list[str]:
+    """What keeps accumulated gradients, see accumulate.py, from being loaded here."""
+    if saved is None:
+        return []
+    parts = ("count", "steps", "sums")
+    if set(_table(saved)) != {*parts} or not all(isinstance(saved[k], Mapping) for k in ("steps", "sums")):
+        return [f"accumulated gradients: expected a dict of {', '.join(parts)}"]
+    count, steps, sums = (saved[k] for k in parts)
+    if set(steps) != set(names) or not all(_count(k) and k <= count for k in (count, *steps.values())):
+        return ["accumulated gradients: their counts do not fit the parameters"]
+    problems = []
+    for n, segment in zip(names, segments, strict=True):
+        a, shape, real = sums.get(n), segment.array.shape, codecs.of(segment.array.dtype).real
+        if (a is not None) != bool(steps[n]):
+            problems.append(f"accumulated gradient `{n}`: {'missing' if a is None else 'not expected'}")
+        elif a is not None and (not isinstance(a, np.ndarray) or (a.shape, a.dtype) != (shape, real)):
+            problems.append(f"accumulated gradient `{n}`: expected {real} {shape}")
+    return problems + [f"accumulated gradient `{n}`: not expected" for n in sums if n not in names]
 
 
 def _table(x: Any) -> Mapping[Any, Any]:

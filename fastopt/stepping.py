@@ -68,10 +68,7 @@ class Stepping(Perturbation, Averages):
         step.
         """
         with self._alone():  # a C lock in a `with`: no interrupt comes between taking it and the block
-            if self._clock[_DIRTY] and self._clock[_DIRTY] != PERTURBED:
-                self._torn()
-            if self._leaves and not all(map(is_, self._list(self.params), self._leaves)):
-                self._replaced()
+            self._ready_for_gradients()
             if stream is not None:
                 stream = self._place.stream(stream)
             factor, watch = (1.0, self._watching) if scale is None else self._unscaling(scale)
@@ -139,7 +136,7 @@ class Stepping(Perturbation, Averages):
         return ready
 
     def _ready_for_gradients(self) -> None:
-        """For `accumulate` and `perturb`: raise what a step would, before anything is changed."""
+        """Raise what keeps gradients from being taken in, before anything is changed."""
         if self._clock[_DIRTY] and self._clock[_DIRTY] != PERTURBED:
             self._torn()
         if self._leaves and not all(map(is_, self._list(self.params), self._leaves)):

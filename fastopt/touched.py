@@ -149,10 +149,6 @@ class Touched:
         tables = {"places": self._places, "order": self._order, "sums": self._sums}
         self.addresses = self.addresses | {name: table.ctypes.data for name, table in tables.items()}
 
-    def release(self) -> None:
-        """The step is done: nobody keeps its gradient alive."""
-        self._held = None
-
     def settle(self, done: int) -> int:
         """`kept`, when the parameter has done so many steps: an interrupted step may or may not have been taken."""
         step, kept = self.pending

@@ -5,6 +5,7 @@ from types import ModuleType
 
 from fastopt import build
 from fastopt.codecs import CODECS
+from fastopt.targets import text
 
 _MODULE = """\
 # Which gradients hold a NaN or an infinity? On CUDA.
@@ -64,7 +65,7 @@ def look_{dtype}(n_chunks, n_columns, work, addresses, found, control):
 def module() -> ModuleType:
     looks, launches = "", []
     for codec in (c for c in CODECS.values() if not c.blocked):
-        loaded = f"{codec.moved}_load(g_at, i, 1)[0]"
-        looks += _LOOK.format(dtype=codec, g=f"from_{codec}({loaded})" if codec.coded else loaded)
+        loaded = text.load("p", f"{codec.moved}_load(g_at, i, 1)[0]", {"p": codec})
+        looks += _LOOK.format(dtype=codec, g=loaded)
         launches.append(f'    ("look_{codec}", look_{codec}, LOOK, "chunks"),')
     return build.load(_MODULE.format(looks=looks, launches="\n".join(launches)), "finite_cuda")
