@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from fastopt import codecs, storage
+from fastopt.blocks import BLOCK
 from fastopt.errors import ConfigError, DeviceError
 from fastopt.lower import lower
 from fastopt.lowered import Lowered
@@ -50,7 +51,7 @@ def chosen(
         raise ConfigError(f"`{unknown[0]}` is not a switch of `{rule.name}`; its switches are: {known}.")
     of_p, of_g = _codec(dtype), _codec(dtype if gradient is None else gradient)
     given = {MATRIX: True, **rule.hyper, **switches}
-    like = np.zeros((64, 64), codecs.array_dtype(of_p.name))
+    like = np.zeros((16, BLOCK), codecs.array_dtype(of_p.name))
     stored = storage.read(state_dtype, "stochastic", None, [rule], [like])
     return stored.applied(lower(rule, tuple((n, bool(given[n])) for n in rule.switches)), rule, like), of_p, of_g
 

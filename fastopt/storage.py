@@ -5,11 +5,13 @@ A rule knows nothing of it. The lowered rule gets a codec for some of its buffer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastopt import codecs
+from fastopt.blocks import BLOCK
 from fastopt.errors import ConfigError, hint, listing
 from fastopt.lowered import Lowered
 from fastopt.schema import Rule
@@ -50,12 +52,14 @@ class Storage:
             if codec is None or state in dict(lowered.levels) or state in lowered.squares:
                 continue
             if codec == "q8":
-                if lowered.shaped and state in self.named:
+                columns = math.prod(param.shape[1:])
+                torn = lowered.shaped and columns % BLOCK != 0  # would a block belong to several rows?
+                if torn and state in self.named:
                     raise ConfigError(
-                        f"state_dtype: `{state}` of `{rule.name}` cannot be 'q8', since the rule walks along rows; "
-                        "use 'bf16'."
+                        f"state_dtype: `{state}` of `{rule.name}` cannot be 'q8', since the rule walks along rows and "
+                        f"blocks of {BLOCK} do not divide rows of {columns}; use 'bf16'."
                     )
-                if lowered.shaped or param.size < SMALLEST:
+                if torn or param.size < SMALLEST:
                     continue
             if codec != str(own.real):
                 stored.append((state, codec))

@@ -103,7 +103,7 @@ def test_gradients_of_rows():
     make(state_dtype="bf16", rounding="nearest", sparse="exact").step(rows)
     for options, says in [
         ({"state_dtype": "bf16", "sparse": "exact"}, "rounded by chance; use rounding="),
-        ({"state_dtype": "q8"}, 'in blocks of 8 bits; use state_dtype="bf16"'),
+        ({"state_dtype": "q8"}, "in blocks of 256 numbers, which rows of 50 share; use state_dtype="),
     ]:
         opt = make(**options)
         before = snapshot(opt)

@@ -1,0 +1,121 @@
+"""State in 8 bits where a row is a whole number of blocks: gradients of rows, and rules that walk along rows."""
+
+import numpy as np
+import pytest
+from test_sparse import whole
+
+import fastopt as fo
+from fastopt import blocks
+
+N, C = 40, 512  # two blocks a row
+NEAREST = {"state_dtype": "q8", "rounding": "nearest"}
+
+
+@fo.rule
+def gathered(p, g, b, *, lr=0.1):
+    """A gradient of zeros leaves b as it is, but for its levels: in 8 bits these depend on its signs."""
+    b = b + g
+    return p - lr * g, b
+
+
+def start(n=N, c=C):
+    return np.random.default_rng(9).standard_normal((n, c)).astype("f4")
+
+
+def drawn(rng, t, k=12):
+    """Indices, some of them twice, and values; of every other step one a block is below 0, and next to it."""
+    values = rng.standard_normal((k, C)).astype("f4")
+    if t % 2:
+        values = abs(values)
+        values[:, ::256] *= -1e-6
+    return rng.integers(0, N, k), values
+
+
+def bits(opt):
+    opt.catch_up()
+    return [opt.params.tobytes(), *(np.ascontiguousarray(a).tobytes() for a in opt.state.values())]
+
+
+def test_a_touched_row_is_decoded_stepped_and_encoded():
+    rng = np.random.default_rng(1)
+    p = start()
+    opt = fo.sgd(p, lr=0.1, momentum=0.9, **NEAREST)
+    codes, scales = opt.state["b"], opt.state["b_scale"].reshape(N, -1)
+    assert codes.shape == (N, C) and scales.shape == (N, 2)
+    for t in range(6):
+        indices, values = drawn(rng, t)
+        before, like = (p.copy(), codes.copy(), scales.copy()), p.copy()
+        opt.step(fo.rows(indices, values))
+        for i in np.unique(indices):
+            b = np.float32(0.9) * blocks.decode(before[1][i], before[2][i]) + whole(indices, values)[i]
+            like[i] -= np.float32(0.1) * b
+            near = np.empty(C, np.uint8), np.empty(2, np.float32)
+            blocks.write(*near, b)
+            np.testing.assert_allclose(scales[i], near[1], rtol=1e-6)  # levels are multiplied in another order
+            assert np.count_nonzero(codes[i] != near[0]) <= 2, "but for numbers half-way between two levels"
+            # of those the other level: 3 / 127 of the scale apart at most
+            np.testing.assert_allclose(blocks.decode(codes[i], scales[i]), b, atol=0.024 * abs(b).max())
+        np.testing.assert_allclose(p, like, rtol=0, atol=1e-6)
+        others = np.setdiff1d(np.arange(N), indices)
+        for now, old in zip((p, codes, scales), before, strict=True):
+            assert now[others].tobytes() == old[others].tobytes(), "the other rows wait"
+
+
+@pytest.mark.parametrize("rule", [fo.adam_mini, gathered], ids=lambda r: r.name)
+def test_exact_is_the_whole_gradient_bit_for_bit(rule):
+    """And adam_mini, which walks along rows, keeps them in 8 bits with either gradient."""
+    rng = np.random.default_rng(2)
+    dense, sparse = rule(start(), lr=0.01, **NEAREST), rule(start(), lr=0.01, sparse="exact", **NEAREST)
+    assert dense.memory().parts[1].codec == "q8"
+    for t in range(30):
+        indices, values = drawn(rng, t, k=3 if t % 5 else 12)
+        dense.step(whole(indices, values))
+        sparse.step(fo.rows(indices, values))
+        if t == 15:
+            saved, sparse = sparse.state_dict(), rule(sparse.params, lr=0.01, sparse="exact", **NEAREST)
+            sparse.load_state_dict(saved)
+    assert bits(dense) == bits(sparse)
+
+
+def test_rows_that_count_their_own_steps():
+    rng = np.random.default_rng(3)
+    dense, sparse = fo.adamw(start(), **NEAREST), fo.adamw(start(), sparse="row", **NEAREST)
+    for _ in range(4):
+        g = rng.standard_normal((N, C)).astype("f4")
+        dense.step(g)
+        sparse.step(fo.rows(np.arange(N), g))
+    states = ("m", "m_scale", "v", "v_scale")
+    assert [dense.state[s].tobytes() for s in states] == [sparse.state[s].tobytes() for s in states]
+    assert dense.params.tobytes() == sparse.params.tobytes()
+
+
+def test_closed_forms_round_once():
+    """Four steps missed of momentum: b is what it was times 0.9^4, p less lr times the sum of what b has been."""
+    opt = fo.sgd(start(), lr=0.1, momentum=0.9, sparse="closed", **NEAREST)
+    opt.step(fo.rows(np.arange(N), start()))
+    p, b = opt.params.astype("f8"), blocks.decode(opt.state["b"], opt.state["b_scale"]).astype("f8")
+    for _ in range(4):
+        opt.step(fo.rows([0], np.zeros((1, C), "f4")))
+    opt.catch_up()
+    codes, scales = np.empty((N, C), np.uint8), np.empty(N * 2, np.float32)
+    blocks.write(codes, scales, (b * 0.9**4).astype("f4"))
+    np.testing.assert_allclose(opt.params[1:], (p - 0.1 * b * sum(0.9**k for k in range(1, 5)))[1:], atol=1e-6)
+    np.testing.assert_allclose(opt.state["b_scale"][2:], scales[2:], rtol=1e-6)
+    assert np.count_nonzero(opt.state["b"][1:] != codes[1:]) <= N, "but for numbers half-way between two levels"
+
+
+def test_by_chance_the_same_bits_for_any_threads_and_order():
+    rng = np.random.default_rng(4)
+    n, k = 800, 400  # enough for all threads
+    values, indices = rng.standard_normal((k, 256)).astype("f4"), rng.permutation(n)[:k]
+    found = set()
+    try:
+        for threads, order in ((1, np.arange(k)), (2, rng.permutation(k))):
+            fo.set_num_threads(threads)
+            opt = gathered(start(n, 256), state_dtype="q8")
+            for t in range(3):
+                opt.step(fo.rows(indices[order], values[order] * (1 + t)))
+            found.add(tuple(bits(opt)))
+    finally:
+        fo.set_num_threads(None)
+    assert len(found) == 1
