@@ -11,14 +11,15 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from fastopt import checkpoint, codecs, copies, state, storage
+from fastopt import checkpoint, codecs, copies, state
 from fastopt import memory as memories
 from fastopt import params as arrays
 from fastopt.averages import SHOWN, TURNING
 from fastopt.devices import place as places
 from fastopt.devices.array import DeviceArray
 from fastopt.errors import ConcurrentUseError, ConfigError, DeviceError, TornStateError
-from fastopt.groups import Group, Settings
+from fastopt.group import Group
+from fastopt.groups import Settings
 from fastopt.memory import Memory
 from fastopt.pack import Packed
 from fastopt.schema import Rule
@@ -109,7 +110,8 @@ class Optimizer(Stepping, Tuning):
         arrays.check_overlap([place.span(a) for a in owned], names)
         self.rule, self.params, self.names = rule, params, names
         self._settings = Settings(rule, hyper, groups, names, owned)
-        self._settings.storage = storage.read(state_dtype, rounding, master, self._settings.rules, owned, memory)
+        stored = {"state_dtype": state_dtype, "memory": memory, "rounding": rounding, "master": master}
+        self._settings.store(stored, owned)
         place.check(self._settings, owned, sparse)
         copied = copies.survey(copy_out, tree, names, owned, place)
         zeros = place.zeros if state_path is None else place.mapped(state_path)

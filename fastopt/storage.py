@@ -57,7 +57,8 @@ class Storage:
                 if torn and state in self.named:
                     raise ConfigError(
                         f"state_dtype: `{state}` of `{rule.name}` cannot be 'q8', since the rule walks along rows and "
-                        f"blocks of {BLOCK} do not divide rows of {columns}; use 'bf16'."
+                        f"blocks of {BLOCK} do not divide rows of {columns}; use 'bf16', by a fastopt.Group for those "
+                        "parameters alone."
                     )
                 if torn or param.size < SMALLEST:
                     continue
@@ -73,9 +74,16 @@ class Storage:
 
 
 def read(
-    state_dtype: Any, rounding: Any, master: Any, rules: Sequence[Rule], params: Sequence[Any], memory: Any = None
+    rules: Sequence[Rule],
+    params: Sequence[Any],
+    *,
+    state_dtype: Any = None,
+    rounding: Any = "stochastic",
+    master: Any = None,
+    memory: Any = None,
+    otherwise: Storage = Storage(),
 ) -> Storage:
-    """What the caller says, checked. Raises `ConfigError`."""
+    """What the caller says, checked; what is not said is as in `otherwise`. Raises `ConfigError`."""
     if memory is not None and memory not in PRESETS:
         raise ConfigError(f"memory is {memory!r}; expected None or one of {', '.join(map(repr, PRESETS))}.")
     if memory is not None and state_dtype is not None:
@@ -88,7 +96,7 @@ def read(
     if master and not any(codecs.of(p.dtype).coded for p in params):
         raise ConfigError(f"master is {master!r}, which is for parameters in bfloat16 or float16; there are none.")
     known = tuple(dict.fromkeys(s for rule in rules for s in rule.state))
-    every, named = None, {}
+    every, named = (otherwise.every, otherwise.named) if state_dtype is None else (None, {})
     if isinstance(state_dtype, Mapping):
         if unknown := [s for s in state_dtype if s not in known]:
             has = f"its states are {listing(known)}" if known else "it keeps none"
@@ -98,7 +106,7 @@ def read(
         named = {s: _codec(name, f"state_dtype[{s!r}]") for s, name in state_dtype.items()}
     elif state_dtype is not None:
         every = _codec(state_dtype, "state_dtype")
-    return Storage(every, named, rounding == "stochastic", master or "")
+    return Storage(every, named, rounding == "stochastic", master or otherwise.master)
 
 
 def _codec(name: Any, where: str) -> str:

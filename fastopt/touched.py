@@ -89,9 +89,9 @@ def lowered(low: Lowered, reading: str, rule: Rule, name: str, shape: tuple[int,
     if reading != "lazy" and low.rounded:
         raise refuse("its state is rounded by chance", 'use rounding="nearest", or sparse="lazy"')
     if low.scales and (columns := math.prod(shape[1:])) % BLOCK:
-        wider = ", ".join(f'"{s}": "bf16"' for s in low.scales.values())
         raise refuse(
-            f"its state is in blocks of {BLOCK} numbers, which rows of {columns} share", f"use state_dtype={{{wider}}}"
+            f"its state is in blocks of {BLOCK} numbers, which rows of {columns} would share",
+            f'keep it in 16 bits: groups=[fastopt.Group({name!r}, state_dtype="bf16")]',
         )
     return replace(low, touched=reading)
 

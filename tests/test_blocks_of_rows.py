@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import snapshot
 from test_sparse import whole
 
 import fastopt as fo
@@ -119,3 +120,29 @@ def test_by_chance_the_same_bits_for_any_threads_and_order():
     finally:
         fo.set_num_threads(None)
     assert len(found) == 1
+
+
+def test_rows_that_would_share_blocks_are_refused_with_the_remedy():
+    params, rows = {"embed": np.ones((100, 64), "f4")}, fo.rows([3], np.ones((1, 64), "f4"))
+    opt = fo.adagrad(params, memory="8bit")
+    before = snapshot(opt)
+    with pytest.raises(fo.ConfigError) as caught:
+        opt.step({"embed": rows})
+    assert snapshot(opt) == before
+    says = (
+        "for `embed`: its state is in blocks of 256 numbers, which rows of 64 would share; keep it in 16 bits: groups=["
+    )
+    group = "fastopt.Group('embed', state_dtype=\"bf16\")"
+    assert f"{says}{group}]." in str(caught.value)
+    opt = fo.adagrad(params, memory="8bit", groups=[eval(group, {"fastopt": fo})])
+    opt.step({"embed": rows})
+    assert params["embed"][3, 0] < 1 == params["embed"][4, 0]
+
+
+def test_rules_that_walk_along_rows_leave_those_that_would_share_blocks_in_full():
+    params = {"a": np.ones((64, 512), "f4"), "b": np.ones((64, 500), "f4"), "c": np.ones((2, 512), "f4")}
+    opt = fo.adam_mini(params, memory="8bit")
+    assert [a.dtype for a in opt.state["m"].values()] == [np.uint8, np.float32, np.float32]
+    with pytest.raises(fo.ConfigError, match=r"`m` of `adam_mini` cannot be 'q8', .* rows of 500; use 'bf16', by a"):
+        fo.adam_mini(params, state_dtype={"m": "q8"})
+    fo.adam_mini(params, state_dtype={"m": "q8"}, groups=[fo.Group("b", state_dtype="bf16")])
