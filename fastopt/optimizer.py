@@ -55,7 +55,8 @@ class Optimizer(Stepping, Tuning):
         copy_out: arrays of the structure of `params`, float32, float64, float16 or bfloat16, None for a parameter that
             needs no copy: the step writes what a parameter becomes there, too, in the same pass.
         state_dtype: how states are stored: "float32", "bf16", "f16" or "q8" (8 bits in blocks of 256), for all of them
-            or in a dict by name; None: as the parameters. See docs/memory.md.
+            or in a dict by name; None: as the parameters. This and the next three may differ in a group, see `Group`
+            and docs/memory.md.
         rounding: of numbers in fewer than 32 bits. "stochastic": up or down by chance, right on average; "nearest".
         master: what is kept besides of parameters in bfloat16 or float16, as `opt.state["master"]`. "float32": a copy
             that steps go on from; "split": the other half of a float32, of bfloat16s; "kahan": what rounding lost.

@@ -86,7 +86,7 @@ def lowered(low: Lowered, reading: str, rule: Rule, name: str, shape: tuple[int,
         raise refuse("it sums over rows", 'use sparse="exact"')
     if reading != "lazy" and low.noises:
         raise refuse("its noise belongs to the optimizer's step", 'use sparse="lazy"')
-    if reading != "lazy" and low.rounded:
+    if reading in BEHIND and low.rounded:
         raise refuse("its state is rounded by chance", 'use rounding="nearest", or sparse="lazy"')
     if low.scales and (columns := math.prod(shape[1:])) % BLOCK:
         raise refuse(

@@ -79,8 +79,9 @@ def test_exact_is_the_whole_gradient_bit_for_bit(rule):
 
 
 def test_rows_that_count_their_own_steps():
+    """By chance, too: all rows touched at every step are a whole gradient."""
     rng = np.random.default_rng(3)
-    dense, sparse = fo.adamw(start(), **NEAREST), fo.adamw(start(), sparse="row", **NEAREST)
+    dense, sparse = fo.adamw(start(), memory="8bit"), fo.adamw(start(), memory="8bit", sparse="row")
     for _ in range(4):
         g = rng.standard_normal((N, C)).astype("f4")
         dense.step(g)
@@ -129,11 +130,9 @@ def test_rows_that_would_share_blocks_are_refused_with_the_remedy():
     with pytest.raises(fo.ConfigError) as caught:
         opt.step({"embed": rows})
     assert snapshot(opt) == before
-    says = (
-        "for `embed`: its state is in blocks of 256 numbers, which rows of 64 would share; keep it in 16 bits: groups=["
-    )
     group = "fastopt.Group('embed', state_dtype=\"bf16\")"
-    assert f"{says}{group}]." in str(caught.value)
+    for says in ("for `embed`", "blocks of 256 numbers, which rows of 64 would share", f"groups=[{group}]"):
+        assert says in str(caught.value)
     opt = fo.adagrad(params, memory="8bit", groups=[eval(group, {"fastopt": fo})])
     opt.step({"embed": rows})
     assert params["embed"][3, 0] < 1 == params["embed"][4, 0]

@@ -112,8 +112,9 @@ def elements(lowered: Lowered, of: dict[str, Codec]) -> list[str]:
         once += ["clear(lanes[task], width)"]
     columns = text.columns(lowered, passes + noises, "{}")
     how = {"gradient": of["g"], "itemsize": of["g"].itemsize}
+    once = noises + once
     if lowered.touched == "lazy":
-        once = columns + noises + once
+        once = columns + once
         steps = _LAZY.format(passes="\n".join(passes), **how)
     else:
         known = {"now": "now", "present": "present", "stop": "end", "zeros": "zeros"}
