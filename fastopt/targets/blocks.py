@@ -1,5 +1,5 @@
-"""Blocks of 8-bit numbers on the CPU: decoded into a room of float32 numbers, and encoded from it when a step has been
-done on these. Used by generated code alone; `fastopt/blocks.py` says what the codes mean.
+"""Numbers in 8 bits inside a kernel, and blocks of them on the CPU: decoded into a room of float32 numbers, and encoded
+from it when a step has been done on these. Used by generated code alone; `fastopt/blocks.py` says what the codes mean.
 
 Everything is 32 bits wide and without branches, or the loops would not be vectorised. Roots only find the level
 below a number; whether it or the next one is taken is decided on the numbers themselves, so that chance is right on
@@ -30,18 +30,33 @@ def _signed(typing_context, code):
     return types.int8(types.uint8), codegen
 
 
-@njit(error_model="numpy")
-def load_block(codes, scales, x, first, end):
-    """Decode elements first..end, which are of one block, into `x`."""
-    scale = scales[first >> _U64(8)]
-    if scale < _F32(0):
-        for i in range(first, end):
-            q = _F32(codes[i]) * _F32(1 / 255)
-            x[i] = -scale * ((q * q) * (q * q))
-    else:
-        for i in range(first, end):
-            q = _F32(_signed(codes[i])) * _F32(1 / 127)  # type: ignore[call-arg]
-            x[i] = scale * (q * q * q)
+@_inlined
+def size(x):
+    """The bits of |x|, which are in the order of sizes, NaN above all."""
+    return _U32(_bits(x) & _U32(0x7FFFFFFF))  # type: ignore[call-arg]
+
+
+@_inlined
+def scale_of(top, signs):
+    """A block's scale: above 0 for a signed one, below 0 for an unsigned one, else 0 or NaN, and all codes are 0.
+
+    `top`: the largest size; `signs`: the bits of all numbers, one or the other.
+    """
+    if top >= _U32(_BIG) or top < _U32(_TINY):
+        return _F32(np.nan) if top >= _U32(_BIG) else _F32(0)
+    return _float(top) if signs >> _U32(31) else -_float(top)  # type: ignore[call-arg]
+
+
+@_inlined
+def from_signed(code, scale):
+    q = _F32(_signed(code)) * _F32(1 / 127)  # type: ignore[call-arg]
+    return scale * (q * q * q)
+
+
+@_inlined
+def from_unsigned(code, scale):
+    q = _F32(code) * _F32(1 / 255)
+    return -scale * ((q * q) * (q * q))
 
 
 @_inlined
@@ -58,14 +73,50 @@ def _fourth_root(y):
 
 
 @_inlined
-def _chance(key, i):
+def to_signed(x, unit, chance):
+    """The code of a number, up with this chance; `unit`: 1 by the size of the scale."""
+    y = _float(size(x)) * unit * _F32(127**3) + _F32(1e-12)  # type: ignore[call-arg]
+    n = _I32(_cube_root(y))  # y is above 0, whose cube would be subnormal
+    q = _F32(n)
+    more = y - q * q * q > chance * (_F32(3) * (q * q + q) + _F32(1))
+    n = _I32(min(_I32(n + _I32(more)), _I32(127)))
+    minus = _I32(_U32(_bits(x) >> _U32(31)))  # type: ignore[call-arg]
+    return np.uint8(_I32(n ^ _I32(-minus)) + minus)
+
+
+@_inlined
+def to_unsigned(x, unit, chance):
+    y = x * unit * _F32(255**4)
+    n = _I32(_fourth_root(y))
+    q = _F32(n)
+    low, high = q * q, (q + _F32(1)) * (q + _F32(1))
+    more = y - low * low > chance * (high * high - low * low)
+    n = _I32(min(_I32(n + _I32(more)), _I32(255)))
+    return np.uint8(_I32(max(n, _I32(x > _F32(0)))))
+
+
+@_inlined
+def chance_of(key, i):
     # an odd multiple of 2**-24: no 0, or a 0 could be rounded up
     return _F32(_I32(_U32(_U32(dice(key, i) >> _U32(8)) | _U32(1)))) * _F32(2**-24)
 
 
 @_inlined
-def _half(key, i):
+def half(key, i):
+    """The chance that makes it the nearest."""
     return _F32(0.5)
+
+
+@njit(error_model="numpy")
+def load_block(codes, scales, x, first, end):
+    """Decode elements first..end, which are of one block, into `x`."""
+    scale = scales[first >> _U64(8)]
+    if scale < _F32(0):
+        for i in range(first, end):
+            x[i] = from_unsigned(codes[i], scale)
+    else:
+        for i in range(first, end):
+            x[i] = from_signed(codes[i], scale)
 
 
 def _encoder(chance):
@@ -73,44 +124,26 @@ def _encoder(chance):
     def encode(codes, scales, x, first, end, key):
         top, signs = _U32(0), _U32(0)
         for i in range(first, end):
-            bits = _bits(x[i])  # type: ignore[call-arg]
-            top = _U32(max(top, _U32(bits & _U32(0x7FFFFFFF))))
-            signs = _U32(signs | bits)
-        scale = _float(top)  # type: ignore[call-arg]
-        block = first >> _U64(8)
-        if top >= _U32(_BIG) or top < _U32(_TINY):
-            scales[block] = _F32(np.nan) if top >= _U32(_BIG) else _F32(0)
+            top = _U32(max(top, size(x[i])))
+            signs = _U32(signs | _bits(x[i]))  # type: ignore[call-arg]
+        scale = scale_of(top, signs)
+        scales[first >> _U64(8)] = scale
+        unit = _F32(1) / abs(scale)
+        if scale > _F32(0):
+            for i in range(first, end):
+                codes[i] = to_signed(x[i], unit, chance(key, i))
+        elif scale < _F32(0):
+            for i in range(first, end):
+                codes[i] = to_unsigned(x[i], unit, chance(key, i))
+        else:
             for i in range(first, end):
                 codes[i] = np.uint8(0)
-        elif signs >> _U32(31):
-            scales[block] = scale
-            unit = _F32(1) / scale
-            for i in range(first, end):
-                bits = _bits(x[i])  # type: ignore[call-arg]
-                y = _float(_U32(bits & _U32(0x7FFFFFFF))) * unit * _F32(127**3) + _F32(1e-12)  # type: ignore[call-arg]
-                n = _I32(_cube_root(y))  # y is above 0, whose cube would be subnormal
-                q = _F32(n)
-                more = y - q * q * q > chance(key, i) * (_F32(3) * (q * q + q) + _F32(1))
-                n = _I32(min(_I32(n + _I32(more)), _I32(127)))
-                minus = _I32(_U32(bits >> _U32(31)))
-                codes[i] = np.uint8(_I32(n ^ _I32(-minus)) + minus)
-        else:
-            scales[block] = -scale
-            unit = _F32(1) / scale
-            for i in range(first, end):
-                y = x[i] * unit * _F32(255**4)
-                n = _I32(_fourth_root(y))
-                q = _F32(n)
-                low, high = q * q, (q + _F32(1)) * (q + _F32(1))
-                more = y - low * low > chance(key, i) * (high * high - low * low)
-                n = _I32(min(_I32(n + _I32(more)), _I32(255)))
-                codes[i] = np.uint8(_I32(max(n, _I32(x[i] > _F32(0)))))
 
     return encode
 
 
-round_block = _encoder(_chance)  # each number to one of its two levels, itself on average
-_store = _encoder(_half)
+round_block = _encoder(chance_of)  # each number to one of its two levels, itself on average
+_store = _encoder(half)
 
 
 @_inlined
