@@ -108,9 +108,9 @@ class Settings:
         """A lowered rule of parameter `k` with the codecs of its states."""
         return self.storages[self.of[k]].applied(lowered, self.rule(k), param)
 
-    def store(self, options: Mapping[str, Any], params: Sequence[Any]) -> None:
+    def store(self, options: Mapping[str, Any], params: Sequence[Any], by_rows: bool) -> None:
         """Decide how states are stored, by the options of the optimizer and what groups say. Raises `ConfigError`."""
-        every = storage.read(self.rules, params, **options)
+        every = storage.read(self.rules, params, **options, otherwise=Storage(by_rows=by_rows))
         self.storages = [every] * len(self.rules)
         for k, own in enumerate(self._stored):
             mine = [p for p, row in zip(params, self.of, strict=True) if row == k]

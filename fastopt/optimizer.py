@@ -112,7 +112,7 @@ class Optimizer(Stepping, Tuning):
         self.rule, self.params, self.names = rule, params, names
         self._settings = Settings(rule, hyper, groups, names, owned)
         stored = {"state_dtype": state_dtype, "memory": memory, "rounding": rounding, "master": master}
-        self._settings.store(stored, owned)
+        self._settings.store(stored, owned, place.blocks_by_rows)
         place.check(self._settings, owned, sparse)
         copied = copies.survey(copy_out, tree, names, owned, place)
         zeros = place.zeros if state_path is None else place.mapped(state_path)

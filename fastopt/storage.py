@@ -27,13 +27,15 @@ SMALLEST = 4096  # elements: a smaller parameter keeps its state in full, which 
 class Storage:
     """How states are stored: `every` codec for all that have no own one in `named`; None: as the rule computes.
 
-    `master`: how parameters in 16 bits are known better, see `targets.masters`; "": not at all.
+    `master`: how parameters in 16 bits are known better, see `targets.masters`; "": not at all. `by_rows`: can kernels
+    of rules that walk along rows take state in 8 bits?
     """
 
     every: str | None = None
     named: Mapping[str, str] = field(default_factory=dict)
     stochastic: bool = True
     master: str = ""
+    by_rows: bool = True
 
     @property
     def plain(self) -> bool:
@@ -53,12 +55,12 @@ class Storage:
                 continue
             if codec == "q8":
                 columns = math.prod(param.shape[1:])
-                torn = lowered.shaped and columns % BLOCK != 0  # would a block belong to several rows?
+                torn = lowered.shaped and not (self.by_rows and columns % BLOCK == 0)
                 if torn and state in self.named:
+                    why = f"blocks of {BLOCK} do not divide rows of {columns}" if self.by_rows else "it runs on a GPU"
                     raise ConfigError(
                         f"state_dtype: `{state}` of `{rule.name}` cannot be 'q8', since the rule walks along rows and "
-                        f"blocks of {BLOCK} do not divide rows of {columns}; use 'bf16', by a fastopt.Group for those "
-                        "parameters alone."
+                        f"{why}; use 'bf16', by a fastopt.Group for those parameters alone."
                     )
                 if torn or param.size < SMALLEST:
                     continue
@@ -106,7 +108,9 @@ def read(
         named = {s: _codec(name, f"state_dtype[{s!r}]") for s, name in state_dtype.items()}
     elif state_dtype is not None:
         every = _codec(state_dtype, "state_dtype")
-    return Storage(every, named, rounding == "stochastic", master or otherwise.master)
+    return replace(
+        otherwise, every=every, named=named, stochastic=rounding == "stochastic", master=master or otherwise.master
+    )
 
 
 def _codec(name: Any, where: str) -> str:

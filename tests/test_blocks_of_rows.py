@@ -160,3 +160,6 @@ def test_rules_that_walk_along_rows_leave_those_that_would_share_blocks_in_full(
     with pytest.raises(fo.ConfigError, match=r"`m` of `adam_mini` cannot be 'q8', .* rows of 500; use 'bf16', by a"):
         fo.adam_mini(params, state_dtype={"m": "q8"})
     fo.adam_mini(params, state_dtype={"m": "q8"}, groups=[fo.Group("b", state_dtype="bf16")])
+    fo.source(fo.adam_mini, "cuda", state_dtype="q8")  # there they are left in full whatever their rows
+    with pytest.raises(fo.ConfigError, match="walks along rows and it runs on a GPU; use 'bf16'"):
+        fo.source(fo.adam_mini, "cuda", state_dtype={"m": "q8"})

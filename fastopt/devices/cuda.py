@@ -33,6 +33,7 @@ class Cuda:
         captured: plans that graphs hold; kept as long as the optimizer.
     """
 
+    blocks_by_rows = False
     clock: DeviceArray
     control: DeviceArray
 
