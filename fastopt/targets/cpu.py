@@ -107,8 +107,13 @@ def source(
         else "",
         rows="from fastopt.targets.touched import AHEAD, add, compose, fetch\n" if lowered.touched else "",
         noise=("from fastopt.targets.noise import noise_key, normal\n" if lowered.noises else "")
-        + ("from fastopt.targets.blocks import load_block, round_block, store_block\n" if lowered.scales else "")
-        + ("from fastopt.targets.dice import dice, dice_key, other_half\n" if lowered.rounded else ""),
+        + (
+            "from fastopt.targets.blocks import decoded, meaning, round_block, store_block\n"
+            "from fastopt.targets.intrinsics import widest\n"
+            if lowered.scales
+            else ""
+        )
+        + ("from fastopt.targets.dice import dice, dice_key\n" if lowered.rounded else ""),
         halves=text.halves(kernels),
         dtype=of["p"].real,
         wide="\nwide = np.float64  # numbers and sums" if lowered.slots else "",

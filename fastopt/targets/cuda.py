@@ -128,7 +128,7 @@ def _helpers(kernels: str) -> str:
     lines = text.halves([kernels])
     for module, names in (
         ("cuda_sums", ["block_total", "fold"]),
-        ("dice", ["dice", "dice_key", "other_half"]),
+        ("dice", ["dice", "dice_key"]),
         ("noise", ["noise_key", "normal"]),
         ("vectors", accesses),
     ):

@@ -1,6 +1,5 @@
 """What a pass does to an element on CUDA: a function, and the lines that call it for one element or several."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -89,8 +88,7 @@ class Elements:
         ]
         lines = [f"{local} = {value}" for local, value in loads if local != value] + list(self.q.body)
         lines += [f"whole = {value}" for b, value in self.q.stores if b == "p" and kind]
-        rolled = sorted({w for w in text.words(code for _, code in self.outputs) if re.fullmatch(r"dice_\d+", w)})
-        return lines + [f"{word} = dice(key_{word[5:]}, i)" for word in rolled]
+        return lines
 
     @property
     def _results(self) -> list[str]:
@@ -103,10 +101,10 @@ class Elements:
         return [(key, seed) for key, seed in self.lowered.noises if key in named]
 
     @property
-    def dice(self) -> list[tuple[str, int]]:
-        """(key, its number) of the random bits by which numbers are rounded."""
-        named = text.words(self._lines)
-        return [(f"key_{k}", k) for k in range(len(self.lowered.rounded)) if f"key_{k}" in named]
+    def dice(self) -> list[str]:
+        """Keys of the random bits by which the results are rounded."""
+        named = text.words(self._results)
+        return [key for key in text.dice(self.lowered) if key in named]
 
     def columns(self, *more: str) -> list[tuple[int, str]]:
         """(k, name) of the columns of `hyper` that the statements, or these lines, name."""
@@ -116,7 +114,7 @@ class Elements:
     @property
     def _constants(self) -> list[str]:
         """What the function is given besides elements, numbers and, for random numbers, the index."""
-        return [n for _, n in self.columns()] + [key for key, _ in (*self.noises, *self.dice)]
+        return [n for _, n in self.columns()] + [key for key, _ in self.noises] + self.dice
 
     def function(self) -> str:
         given = [argument for argument, _ in self.inputs] + [n.name for n in self.q.uses] + self._constants

@@ -89,9 +89,9 @@ def unpack(it: Elements) -> list[str]:
     for name, seed in it.noises:  # numbered from 0
         key = f"addresses[table + np.uint64({it.lowered.buffers.index('key')})]"
         lines.append(f"{name} = noise_key({seed}, clock[0], {key}, {name.removeprefix('noise')})")
-    for name, k in it.dice:
+    for name in it.dice:
         key = f"addresses[table + np.uint64({it.lowered.buffers.index('key')})]"
-        lines.append(f"{name} = dice_key(clock[0], {key}, {k})")
+        lines.append(f"{name} = dice_key(clock[0], {key}, {text.dice(it.lowered)[name]})")
     for n in it.q.uses:
         if n.level is Level.REDUCED:
             lines.append(f"{n.name} = real(reduced[segment * np.uint64({it.lowered.slots}) + np.uint64({n.slot})])")
