@@ -5,6 +5,7 @@ Grids: "chunks", any number of blocks, which share out the chunks; "parameters",
 share them out; "one" block. The results have the same bits for any number of blocks, given the arrays' alignment.
 """
 
+import re
 from functools import cache
 from types import ModuleType
 
@@ -12,10 +13,9 @@ import numpy as np
 
 from fastopt import build, codecs
 from fastopt.codecs import Codec
-from fastopt.errors import DeviceError
 from fastopt.lowered import Lowered
 from fastopt.passes import Pass
-from fastopt.targets import cpu, cuda_clock, cuda_loops, cuda_numbers, cuda_touched, text
+from fastopt.targets import cpu, cuda_blocks, cuda_clock, cuda_loops, cuda_numbers, cuda_touched, text
 
 THREADS = 256  # that of cuda_sums.py, which cannot be imported without numba-cuda
 
@@ -75,13 +75,11 @@ def source(
     """The text of the kernels of a lowered rule for parameters of `dtype` and gradients of another (or the same).
 
     With the names of the rule's hyperparameters, also that of the kernels that keep `hyper` and the clock. Raises
-    `DeviceError` for state in 8 bits, and for gradients of rows of rules that sum over them.
+    `DeviceError` for gradients of rows of rules that sum over them, or with state in 8 bits.
     """
     if lowered.touched:
         cuda_touched.check(lowered, rule)
     of = text.dtypes(lowered, dtype, gradient)
-    if blocked := [b for b, codec in of.items() if codec.blocked]:
-        raise DeviceError(f"`{blocked[0]}` of `{rule}` in 8 bits is for the CPU; on a GPU use state_dtype='bf16'.")
     real = of["p"].real
     totals = text.totals(lowered)
     kernels, launches, everywhere = [], [], {}
@@ -101,7 +99,8 @@ def source(
         launches += [f'    ("{n}", {n}, SIGNATURE, "{grid}"),' for n, body, grid in made if body]
         if found := cuda_numbers.everywhere(q):
             everywhere[f"gather_{k}"] = tuple(found)
-    whole, constants = text.unsigned("".join(kernels))
+    whole = cuda_blocks.functions("".join(kernels)) + "".join(kernels)
+    whole, constants = text.unsigned(whole)
     decorator = "@cuda.jit(device=True)"
     found = _MODULE.format(
         title=f"{rule}: {of['p']} parameters, {of['g']} gradients",
@@ -124,13 +123,15 @@ def source(
 
 def _helpers(kernels: str) -> str:
     words = text.words([kernels])
-    accesses = [f"{d}_{what}" for d in ("float32", "float64", "uint16", "uint64") for what in ("load", "store")]
+    accesses = sorted(w for w in words if re.fullmatch(r"(float|uint)\d+_(load|store)(_some)?", w))
     lines = text.halves([kernels])
     for module, names in (
+        ("blocks", ["chance_of", "from_signed", "from_unsigned", "half", "minus", "size", "to_signed", "to_unsigned"]),
         ("cuda_sums", ["block_total", "fold"]),
         ("dice", ["dice", "dice_key", "other_half"]),
         ("noise", ["noise_key", "normal"]),
         ("vectors", accesses),
+        ("warps", ["common_scale", "told"]),
     ):
         if used := [n for n in names if n in words]:
             lines += f"from fastopt.targets.{module} import {', '.join(used)}\n"

@@ -163,8 +163,7 @@ def noises(lowered: Lowered, loop: list[str]) -> list[str]:
     named = [(key, seed) for key, seed in lowered.noises if key in text.words(loop)]
     key = f"addresses[segment, {lowered.buffers.index('key')}]" if named else ""
     keys = [f"{name} = noise_key({seed}, clock[0], {key}, {name[5:]})" for name, seed in named]
-    words = [*map(str, range(len(lowered.rounded))), *lowered.scales.values()]
-    rolled = {f"key_{w}": k for k, w in enumerate(words) if f"key_{w}" in text.words(loop)}
+    rolled = {key: k for key, k in text.dice(lowered).items() if key in text.words(loop)}
     key = f"addresses[segment, {lowered.buffers.index('key')}]" if rolled else ""
     return keys + [f"{name} = dice_key(clock[0], {key}, {k})" for name, k in rolled.items()]
 

@@ -109,6 +109,12 @@ def chances(lowered: Lowered) -> dict[str, str]:
     return {b: f"other_half(dice_{k // 2})" if k % 2 else f"dice_{k // 2}" for k, b in enumerate(rounded)}
 
 
+def dice(lowered: Lowered) -> dict[str, int]:
+    """Keys of random bits -> their numbers: of words for two buffers in 16 bits, then of buffers in 8 bits."""
+    whose = [*map(str, range(len(lowered.rounded))), *lowered.scales.values()]
+    return {f"key_{who}": k for k, who in enumerate(whose)}
+
+
 def halves(lines: Iterable[str]) -> str:
     """The import of the decoders and encoders that the lines call; '' if there are none."""
     known = {f"{way}_{name}" for way in ("from", "to", "round") for name in ("float16", "bfloat16")}
