@@ -14,6 +14,7 @@ from test_cuda import entry, float64_stays_outside
 
 import fastopt as fo
 from fastopt import scratch
+from fastopt.math import rms
 from fastopt.source import chosen as lowered
 from fastopt.targets import cuda
 
@@ -44,10 +45,9 @@ def steps(gpu, opt, twin, params, times=range(3), dtype="f4"):
         opt.step(g), twin.step(away)
 
 
-@pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
-def test_every_bit(gpu, rounding):
+def test_every_bit(gpu):
     params = large()
-    opt, twin, _ = pair(gpu, fo.adamw, params, rounding=rounding, **EIGHT)
+    opt, twin, _ = pair(gpu, fo.adamw, params, **EIGHT)
     steps(gpu, opt, twin, params)
     same(opt, twin)
     scales = opt.state["m_scale"]["w"], opt.state["v_scale"]["w"]
@@ -81,31 +81,24 @@ def test_chunks_grids_and_arrays_that_are_misaligned(monkeypatch):
     compare(opt, twin.opt, same_bits)
 
 
-def test_sums_wrappers_and_averages(gpu):
+def careful(p, g, v, *, lr=0.1):
+    v = 0.9 * v + g * g / abs(g)  # NaN where nothing is, behind the end, which would spoil a block and a sum
+    return p - lr * g / (v + rms(v)), v
+
+
+def test_sums_wrappers_averages_and_rounding_to_nearest(gpu):
     """Passes of sums leave state alone; the view of an average reads its codes, and writes none."""
     params = large()
-    rule = fo.ema(fo.clip_norm(fo.sgd, 1.0), 0.5)
-    opt, twin, away = pair(gpu, rule, params, momentum=0.9, zero_grads=True, **EIGHT)
+    rule = fo.ema(fo.clip_norm(fo.rule(careful), 1.0), 0.5)
+    opt, twin, away = pair(gpu, rule, params, zero_grads=True, rounding="nearest", **EIGHT)
     steps(gpu, opt, twin, params, [2, 3])
-    same(opt, twin, rtol=1e-6)  # the sum of squares, in float64, has another order
+    same(opt, twin, rtol=1e-6)  # the sums, in float64, have another order
+    assert {codec for _, codec in opt._segments[0].lowered.stored} == {"q8"} and np.isfinite(params["w"]).all()
+    assert (opt.state["e_scale"]["w"] > 0).all() and (opt.state["v_scale"]["w"] < 0).all()
     with opt.averaged(), twin.averaged():
         twin._place.driver.synchronize(0)
         for n in params:
             np.testing.assert_allclose(away[n].get(), params[n], rtol=1e-6)
-    assert {codec for _, codec in opt._segments[0].lowered.stored} == {"q8"}
-
-
-def totals(p, g, m, *, lr=0.1):
-    m = 0.9 * m + g
-    return p - lr * m / fo.math.rms(m), m
-
-
-def test_sums_of_what_was_decoded(gpu):
-    """Threads behind the end add nothing: 0 / 0 would be seen."""
-    rule, params = fo.rule(totals), large()
-    opt, twin, _ = pair(gpu, rule, params, memory="8bit", rounding="nearest")
-    steps(gpu, opt, twin, params, [2, 3])
-    same(opt, twin, rtol=1e-6)
 
 
 def test_parameters_in_16_and_64_bits(gpu):

@@ -99,8 +99,8 @@ def source(
         launches += [f'    ("{n}", {n}, SIGNATURE, "{grid}"),' for n, body, grid in made if body]
         if found := cuda_numbers.everywhere(q):
             everywhere[f"gather_{k}"] = tuple(found)
-    whole = cuda_blocks.functions("".join(kernels)) + "".join(kernels)
-    whole, constants = text.unsigned(whole)
+    whole = "".join(kernels)
+    whole, constants = text.unsigned(cuda_blocks.functions(whole) + whole)
     decorator = "@cuda.jit(device=True)"
     found = _MODULE.format(
         title=f"{rule}: {of['p']} parameters, {of['g']} gradients",
@@ -122,18 +122,18 @@ def source(
 
 
 def _helpers(kernels: str) -> str:
-    words = text.words([kernels])
-    accesses = sorted(w for w in words if re.fullmatch(r"(float|uint)\d+_(load|store)(_some)?", w))
+    called = set(re.findall(r"(\w+)\(", kernels))
+    accesses = sorted(w for w in called if re.fullmatch(r"(float|uint)\d+_(load|store)(_some)?", w))
     lines = text.halves([kernels])
     for module, names in (
         ("blocks", ["chance_of", "from_signed", "from_unsigned", "half", "minus", "size", "to_signed", "to_unsigned"]),
         ("cuda_sums", ["block_total", "fold"]),
+        ("cuda_warps", ["common_scale", "told"]),
         ("dice", ["dice", "dice_key", "other_half"]),
         ("noise", ["noise_key", "normal"]),
         ("vectors", accesses),
-        ("warps", ["common_scale", "told"]),
     ):
-        if used := [n for n in names if n in words]:
+        if used := [n for n in names if n in called]:
             lines += f"from fastopt.targets.{module} import {', '.join(used)}\n"
     return lines
 

@@ -1,5 +1,7 @@
 """The loop of a pass over state in 8 bits on CUDA: a warp takes a block of 256 elements, each thread eight of them."""
 
+import re
+
 from fastopt.blocks import BLOCK
 from fastopt.targets import text
 from fastopt.targets.cuda_elements import LANES, WARP, Elements, listing, misaligned
@@ -91,11 +93,11 @@ def loop(it: Elements) -> str:
 
 def functions(kernels: str) -> str:
     """Definitions of what the kernels call of this file."""
-    named, lanes, found = text.words([kernels]), range(LANES), ""
-    if "decoded" in named:
+    called, lanes, found = re.findall(r"(\w+)\(", kernels), range(LANES), ""
+    if "decoded" in called:
         ways = {way: listing(f"from_{way}(codes[{k}], scale)" for k in lanes) for way in ("signed", "unsigned")}
         found += _DECODE.format(**ways)
-    for name, chance in ((name, chance) for name, chance in _CHANCES.items() if name in named):
+    for name, chance in ((name, chance) for name, chance in _CHANCES.items() if name in called):
         up = [f"{chance}(key, i + np.uint64({k}))" for k in lanes]
         ways = {way: listing(f"to_{way}(x[{k}], unit, {up[k]})" for k in lanes) for way in ("signed", "unsigned")}
         look = text.indent([line for k in lanes for line in _LOOK.format(k=k).splitlines()], 4)
