@@ -123,6 +123,12 @@ def test_gradients_of_rows_are_refused(gpu):
         cuda.source("adagrad", replace(low, touched="lazy"), of_p, of_g)
 
 
+def test_rules_that_walk_along_rows_are_refused():
+    low, of_p, of_g = lowered(fo.adafactor, F4, F4, None, {})
+    with pytest.raises(fo.DeviceError, match=r"`adafactor` walks along rows.* use state_dtype='bf16'"):
+        cuda.source("adafactor", replace(low, stored=(("v", "q8"),)), of_p, of_g)
+
+
 @pytest.mark.parametrize("capability", [(7, 5), (9, 0)], ids=str)
 def test_machine_code(capability, tmp_path):
     """Codes are read and written eight at once; nothing is spilled; two blocks fit on a multiprocessor."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from fastopt import build, codecs
 from fastopt.codecs import Codec
+from fastopt.errors import DeviceError
 from fastopt.lowered import Lowered
 from fastopt.passes import Pass
 from fastopt.targets import cpu, cuda_blocks, cuda_clock, cuda_loops, cuda_numbers, cuda_touched, text
@@ -75,10 +76,14 @@ def source(
     """The text of the kernels of a lowered rule for parameters of `dtype` and gradients of another (or the same).
 
     With the names of the rule's hyperparameters, also that of the kernels that keep `hyper` and the clock. Raises
-    `DeviceError` for gradients of rows of rules that sum over them, or with state in 8 bits.
+    `DeviceError` for what walks along rows with state in 8 bits, and for gradients of rows of rules that sum over them.
     """
     if lowered.touched:
         cuda_touched.check(lowered, rule)
+    if lowered.shaped and lowered.scales:
+        raise DeviceError(
+            f"`{rule}` walks along rows, which on a GPU cannot be done with state in 8 bits; use state_dtype='bf16'."
+        )
     of = text.dtypes(lowered, dtype, gradient)
     real = of["p"].real
     totals = text.totals(lowered)

@@ -13,19 +13,8 @@ aligned = not {misaligned}
 while first < hi:
     i, block = first + lane * np.uint64({lanes}), first // np.uint64({block})
     mine, whole = hi - min(i, hi), aligned and first + np.uint64({block}) <= hi
-{scales}
-    if whole:
-{loads}
-    else:
-{single_loads}
-{update}
+{body}
     first += threads // np.uint64({warp}) * np.uint64({block})"""
-
-_STORE = """\
-if whole:
-    {whole}
-else:
-    {single}"""
 
 _DECODE = """
 
@@ -60,35 +49,42 @@ if np.uint64({k}) < mine:
 
 
 def loop(it: Elements) -> str:
-    loaded, lanes = {b: local for local, b in it.inputs if b in it.blocked}, range(LANES)
-    update = [f"{local}_in = decoded({local}_in, told({b}_scale_in))" for b, local in loaded.items()]
-    update += it.updates(LANES)
-    for k in lanes if it.q.totals else ():
-        update += [f"if np.uint64({k}) < mine:", *(f"    {line}" for line in it.adds([k]))]
+    body = _load(it) + it.updates(LANES)
+    for k in range(LANES) if it.q.totals else ():
+        body += [f"if np.uint64({k}) < mine:", *(f"    {line}" for line in it.adds([k]))]
     # what need not be encoded is stored at once: that keeps registers free
     for b in sorted(it.stored, key=it.blocked.__contains__):
-        outs = listing(f"{b}_out{k}" for k in lanes)
-        if b in it.blocked:
-            encoded, key = ("rounded", f"key_{b}") if b in it.lowered.rounded else ("nearest", "np.uint32(0)")
-            update.append(f"{b}_out, {b}_scale_out = {encoded}(({outs}), mine, {key}, i)")
-            update.append(f"float32_store_some({b}_scale_at, block, ({b}_scale_out,), lane == np.uint64(0))")
-        kind, out = it.of[b].moved, f"{b}_out" if b in it.blocked else f"({outs})"
-        whole, single = f"{kind}_store({b}_at, i, {out})", f"{kind}_store_some({b}_at, i, {out}, mine)"
-        update += _STORE.format(whole=whole, single=single).splitlines()
-    return _LOOP.format(
-        warp=WARP,
-        block=BLOCK,
-        lanes=LANES,
-        misaligned=misaligned(it),
-        scales=text.indent(
-            [f"{b}_scale_in = float32_load_some({b}_scale_at, block, 1, lane == np.uint64(0))[0]" for b in loaded], 4
-        ),
-        loads=text.indent([f"{local}_in = {it.of[b].moved}_load({b}_at, i, {LANES})" for local, b in it.inputs], 8),
-        single_loads=text.indent(
-            [f"{local}_in = {it.of[b].moved}_load_some({b}_at, i, {LANES}, mine)" for local, b in it.inputs], 8
-        ),
-        update=text.indent(update, 4),
+        body += _store(it, b)
+    body = text.indent(body, 4)
+    return _LOOP.format(warp=WARP, block=BLOCK, lanes=LANES, misaligned=misaligned(it), body=body)
+
+
+def _load(it: Elements) -> list[str]:
+    """Lines that load a thread's part of every buffer, decoded. A block's scale is the business of one thread."""
+    kinds = [(local, b, it.of[b].moved) for local, b in it.inputs]
+    coded = [(local, b) for local, b in it.inputs if b in it.blocked]
+    lines = [f"{b}_scale_in = float32_load_some({b}_scale_at, block, 1, lane == np.uint64(0))[0]" for _, b in coded]
+    lines += _either(
+        [f"{local}_in = {kind}_load({b}_at, i, {LANES})" for local, b, kind in kinds],
+        [f"{local}_in = {kind}_load_some({b}_at, i, {LANES}, mine)" for local, b, kind in kinds],
     )
+    return lines + [f"{local}_in = decoded({local}_in, told({b}_scale_in))" for local, b in coded]
+
+
+def _store(it: Elements, b: str) -> list[str]:
+    """Lines that store a thread's part of a buffer, encoded."""
+    lines, kind, out = [], it.of[b].moved, f"({listing(f'{b}_out{k}' for k in range(LANES))})"
+    if b in it.blocked:
+        chance = f"rounded({out}, mine, key_{b}, i)" if b in it.lowered.rounded else f"nearest({out}, mine, 0, i)"
+        lines += [f"{b}_out, {b}_scale_out = {chance}"]
+        lines += [f"float32_store_some({b}_scale_at, block, ({b}_scale_out,), lane == np.uint64(0))"]
+        out = f"{b}_out"
+    return lines + _either([f"{kind}_store({b}_at, i, {out})"], [f"{kind}_store_some({b}_at, i, {out}, mine)"])
+
+
+def _either(whole: list[str], single: list[str]) -> list[str]:
+    """The whole block at once, or element by element."""
+    return ["if whole:", *(f"    {line}" for line in whole), "else:", *(f"    {line}" for line in single)]
 
 
 def functions(kernels: str) -> str:

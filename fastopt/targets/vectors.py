@@ -1,4 +1,4 @@
-"""Loads and stores of 16 bytes at once inside a CUDA kernel, by address. Used by generated code alone.
+"""Loads and stores of 16 bytes at once inside a CUDA kernel, or of single elements. Used by generated code alone.
 
 Nothing else makes Numba emit `ld.global.v4`: not four neighbouring elements, nor alignment hints on arrays.
 """
@@ -63,6 +63,11 @@ def _singles(builder, element, width, address, index, count, lanes):
         yield pointer, builder.icmp_unsigned("<", count.type(k), count)
 
 
+def _check(values, element):
+    if any(v != element for v in values):
+        raise TypeError(f"the rule gives {values}, the buffer holds {element}")  # a float64 has crept in
+
+
 def _make(element: Any):  # a type of Numba
     width = element.bitwidth // 8
 
@@ -88,8 +93,7 @@ def _make(element: Any):  # a type of Numba
     @intrinsic
     def store(typing_context, address, index, values):
         """Write a tuple of elements from `index` on; aligned like `load`."""
-        if any(v != element for v in values):
-            raise TypeError(f"the rule gives {values}, the buffer holds {element}")  # a float64 has crept in
+        _check(values, element)
 
         def codegen(context, builder, signature, arguments):
             address, index, given = arguments
@@ -131,8 +135,7 @@ def _make(element: Any):  # a type of Numba
     @intrinsic
     def store_some(typing_context, address, index, values, count):
         """Write the first `count` of a tuple, one by one and wherever they are."""
-        if any(v != element for v in values):
-            raise TypeError(f"the rule gives {values}, the buffer holds {element}")
+        _check(values, element)
 
         def codegen(context, builder, signature, arguments):
             address, index, given, count = arguments
