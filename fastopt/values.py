@@ -19,7 +19,7 @@ RESERVED = frozenset(
     "down mine line narrow seats seat d block_total update length stride own later begin given stop fetch add drain "
     "compose values final AHEAD mend of_group from_float16 to_float16 from_bfloat16 to_bfloat16 dice dice_key "
     "upper_half lower_half join_halves master round_float16 round_bfloat16 meaning store_block "
-    "rooms end decoded widest".split()
+    "rooms end lane block aligned decoded all_decoded rounded nearest told widest".split()
 )
 
 

@@ -32,14 +32,17 @@ def size(x):
 
 
 @_inlined
-def scale_of(top, signs):
-    """A block's scale: above 0 for a signed one, below 0 for an unsigned one, else 0 or NaN, and all codes are 0.
+def minus(x):
+    """Is the sign bit set? As 1 or 0."""
+    return _U32(_bits(x) >> _U32(31))  # type: ignore[call-arg]
 
-    `top`: the largest size; `signs`: the bits of all numbers, one or the other.
-    """
+
+@_inlined
+def scale_of(top, signed):
+    """The scale of a block whose largest size is `top`. If it is 0 or NaN, all codes are 0."""
     if top >= _U32(_BIG) or top < _U32(_TINY):
         return _F32(np.nan) if top >= _U32(_BIG) else _F32(0)
-    return _float(top) if signs >> _U32(31) else -_float(top)  # type: ignore[call-arg]
+    return _float(top) if signed else -_float(top)  # type: ignore[call-arg]
 
 
 @_inlined
@@ -102,7 +105,7 @@ def _encoder(chance):
         for i in range(first, end):
             top = _U32(max(top, size(x[i])))
             signs = _U32(signs | _bits(x[i]))  # type: ignore[call-arg]
-        scale = scale_of(top, signs)
+        scale = scale_of(top, signs >> _U32(31) != _U32(0))
         scales[first >> _U64(8)] = scale
         unit = _F32(1) / abs(scale)
         word = dice(key, first)  # type: ignore[call-arg]
