@@ -16,7 +16,7 @@ from fastopt.targets import loops, numbers, rows, text
 
 # Bytes of parameters, gradients and state above which a step uses all threads. On idle cores a second one pays from
 # 1 MiB on, but on busy cores a parallel launch waits for the scheduler, milliseconds: there must be something to win.
-PARALLEL_BYTES = 1 << 22
+PARALLEL_BYTES = 1 << 21
 
 # No fastmath flag at all: strict IEEE arithmetic gives the same bits on every CPU, thread count and split into chunks,
 # keeps NaN tests alive, and costs at most a tenth where data sits in cache, nothing where it comes from memory.
