@@ -112,11 +112,6 @@ class Cuda:
                 f"sparse is {sparse!r}, which parameters on a GPU cannot have; there rows without a gradient wait: "
                 "leave it out, or say sparse='lazy'."
             )
-        if any("q8" in (s.every, *s.named.values()) for s in settings.storages):
-            raise DeviceError(
-                "state in 8 bits ('q8', memory='8bit') is for parameters in host memory; on a GPU use "
-                "state_dtype='bf16' or memory='16bit'."
-            )
         for k, array in enumerate(owned):
             if settings.lowered(k, array).matrices:
                 raise DeviceError(

@@ -1,6 +1,5 @@
 """The loop over the elements of a chunk on the CPU: plain, with running sums, or row by row."""
 
-import re
 from collections.abc import Iterable, Mapping
 
 from fastopt.blocks import BLOCK
@@ -26,14 +25,15 @@ while first < hi:
     first += width
 {done}"""
 
-# State in 8 bits is decoded into the task's room, a block at a time, as if it were an array of float32 that begins at
-# `first`; the loop is the same, and encodes it again. A chunk is a whole number of blocks.
+# State in 8 bits is decoded where it is loaded; what replaces it waits in the task's room, as if that were an array of
+# float32 that begins at `first`, until its block is done and can be encoded. A chunk is a whole number of blocks.
 _BLOCKS = """\
+widest()
 {clear}
 first = lo
 while first < hi:
     end = min(first + np.uint64({block}), hi)
-{decode}
+{before}
     for i in range(first, end):
 {loop}
 {encode}
@@ -43,6 +43,7 @@ while first < hi:
 # A chunk is a run of whole rows: the sum of a row is complete here, that of a column is the chunk's part. A row is a
 # whole number of blocks where state is in 8 bits.
 _ROWS = """\
+{widest}
 columns, step = addresses[segment, {columns}], addresses[segment, {step}]
 width = min(columns, np.uint64({block}))
 clear(lanes[task], width)
@@ -52,7 +53,7 @@ while lo < hi:  # a row
 {values}
     first, end = lo, lo + columns
     while first < end:
-{decode}
+{before}
         for i in range(first, min(first + width, end)):
 {loop}
 {encode}
@@ -85,12 +86,13 @@ def elements(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
     done = [f"partials[chunk, {_slot(n)}] = drain(lanes[task, {_slot(n)}], width)" for n, _ in of_all]
     if rows or columns or of_rows or of_columns:
         frame = _ROWS.format(
+            widest="widest()" if blocked(lowered, q) else "",
             columns=lowered.buffers.index("columns"),
             step=lowered.buffers.index("step"),
             block=BLOCK,
             zero="\n".join(f"clear_part({_part(n)}_at, part, columns)" for n, _ in of_columns),
             values=text.indent([f"{n.name} = real({n.vector}_at[row])" for n in rows], 4),
-            decode=text.indent(decode(lowered, q, "first", "first + width"), 8),
+            before=text.indent(before(lowered, q, "first"), 8),
             loop=text.indent(loop, 12),
             encode=text.indent(encode(lowered, q, "first", "first + width"), 8),
             sums=text.indent([f"{n.vector}_at[row] = drain(lanes[task, {_slot(n)}], width)" for n, _ in of_rows], 4),
@@ -100,7 +102,7 @@ def elements(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
         frame = _BLOCKS.format(
             block=BLOCK,
             clear=f"width = min(hi - lo, np.uint64({BLOCK}))\nclear(lanes[task], width)" if of_all else "",
-            decode=text.indent(decode(lowered, q, "first", "end"), 4),
+            before=text.indent(before(lowered, q, "first"), 4),
             loop=text.indent(loop, 8),
             encode=text.indent(encode(lowered, q, "first", "end"), 4),
             done="\n".join(done),
@@ -135,9 +137,13 @@ def loads(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
     return [
         f"{local} = {masters.load(lowered.master, of)}"
         if b == "p" and lowered.master
-        else f"{local} = {text.load(b, f'{b}_at[i]', of)}"
+        else f"{local} = {text.load(b, _element(b, of[b]), of)}"
         for local, b in q.loads
     ]
+
+
+def _element(buffer: str, codec: Codec) -> str:
+    return f"decoded({buffer}_codes_at[i], {buffer}_meaning)" if codec.blocked else f"{buffer}_at[i]"
 
 
 def stores(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
@@ -149,18 +155,17 @@ def stores(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
             lines += masters.store(lowered.master, of, value)
         else:
             lines.append(f"{b}_at[i] = {text.result(b, value, of, chances)}")
-    rolled = sorted(word for word in text.words(lines) if re.fullmatch(r"dice_\d+", word))
-    return [f"{word} = dice(key_{word[5:]}, i)" for word in rolled] + lines
+    return lines
 
 
-def decode(lowered: Lowered, q: Pass, first: str, end: str) -> list[str]:
-    """Lines that make arrays in the task's room of elements first..end, a block, of what is in 8 bits."""
-    lines, loaded = [], [b for _, b in q.loads]
-    for b in blocked(lowered, q):
-        k = list(lowered.scales.values()).index(b)
-        lines.append(f"{b}_at = float32_at(rooms[task] + np.uint64({k * 4 * BLOCK}) - np.uint64(4) * {first})")
-        if b in loaded:
-            lines.append(f"load_block({b}_codes_at, {b}_scale_at, {b}_at, {first}, {end})")
+def before(lowered: Lowered, q: Pass, first: str) -> list[str]:
+    """Lines about the block at `first`, of what is in 8 bits: what its codes mean, and where results wait."""
+    loaded, stored = [b for _, b in q.loads], [b for b, _ in q.stores]
+    decoded = [b for b in blocked(lowered, q) if b in loaded]
+    lines = [f"{b}_meaning = meaning({b}_scale_at[{first} // np.uint64({BLOCK})])" for b in decoded]
+    for k, b in enumerate(lowered.scales.values()):
+        if b in stored:
+            lines.append(f"{b}_at = float32_at(rooms[task] + np.uint64({k * 4 * BLOCK}) - np.uint64(4) * {first})")
     return lines
 
 
@@ -179,8 +184,7 @@ def noises(lowered: Lowered, loop: list[str]) -> list[str]:
     named = [(key, seed) for key, seed in lowered.noises if key in text.words(loop)]
     key = f"addresses[segment, {lowered.buffers.index('key')}]" if named else ""
     keys = [f"{name} = noise_key({seed}, clock[0], {key}, {name[5:]})" for name, seed in named]
-    words = [*map(str, range(len(lowered.rounded))), *lowered.scales.values()]
-    rolled = {f"key_{w}": k for k, w in enumerate(words) if f"key_{w}" in text.words(loop)}
+    rolled = {key: k for key, k in text.dice(lowered).items() if key in text.words(loop)}
     key = f"addresses[segment, {lowered.buffers.index('key')}]" if rolled else ""
     return keys + [f"{name} = dice_key(clock[0], {key}, {k})" for name, k in rolled.items()]
 

@@ -76,7 +76,7 @@ for i in range(first, first + length):
 _STRIPS = """\
 start = first
 while start < first + length:
-{decode}
+{before}
     for i in range(start, min(start + width, first + length)):
 {loop}
 {encode}
@@ -105,7 +105,7 @@ def elements(lowered: Lowered, of: dict[str, Codec]) -> list[str]:
     once = [f"{n.name}_wide = reduced[segment, {n.slot}]" for n in before(lowered).numbers]
     once += loops.pointers(lowered, buffers, of)
     if lowered.scales:
-        once += [f"blocks = length // np.uint64({BLOCK})"]
+        once += ["widest()", f"blocks = length // np.uint64({BLOCK})"]
     if lowered.scales or any(q.totals for q in lowered.passes):
         once += [f"width = min(length, np.uint64({BLOCK}))"]
     if any(q.totals for q in lowered.passes):
@@ -174,7 +174,7 @@ def _row(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
     loop += [f"lanes[task, {k}, i - start] += wide({value})" for k, _, value in totals]
     if totals or loops.blocked(lowered, q):
         return _STRIPS.format(
-            decode=text.indent(loops.decode(lowered, q, "start", "start + width"), 4),
+            before=text.indent(loops.before(lowered, q, "start"), 4),
             loop=text.indent(loop, 8),
             encode=text.indent(loops.encode(lowered, q, "start", "start + width"), 4),
             sums="\n".join(f"{name}_wide = drain(lanes[task, {k}], width)" for k, name, _ in totals),
