@@ -68,6 +68,19 @@ def test_checkpoints_go_there_and_back(gpu, tmp_path):
     assert isinstance(twin.state_dict()["state"]["m_scale"]["w"], np.ndarray) and set(numbers(away)) == set(params)
 
 
+def test_a_graph_rolls_new_dice(gpu):
+    params = large()
+    opt, twin, _ = pair(gpu, fo.adamw, params, **EIGHT)
+    g = grads_of(params, 0)
+    held = there(gpu, g)
+    opt.step(g), twin.step(held, stream=4)
+    with gpu.capture(4) as graph:
+        twin.step(held, stream=4)
+    for _ in range(2):
+        opt.step(g), graph.replay()
+    same(opt, twin)
+
+
 def test_chunks_grids_and_arrays_that_are_misaligned(monkeypatch):
     """`together` begins one element behind a boundary: its numbers go one by one."""
     monkeypatch.setattr(scratch, "CHUNK", 1024)
