@@ -59,7 +59,7 @@ def test_states_that_start_as_the_parameter_stay_in_full_unless_they_are_named()
     np.testing.assert_array_equal(opt.state["s"], w.astype(ml_dtypes.bfloat16))
     opt = rule(w.copy(), state_dtype={"s": "q8"})
     shown = blocks.decode(opt.state["s"], opt.state["s_scale"])
-    assert np.abs(shown - w).max() < 0.013  # half a step at the top of a block: 3 / 127 / 2
+    assert np.abs(shown - w).max() < 0.016  # half a step at the top of a block: 1 / 64
 
 
 def test_numbers_and_square_matrices_keep_their_own():
@@ -291,16 +291,14 @@ def test_kernels_are_packed_and_free_of_float64(name):
 def test_blocks_are_packed():
     from numba import njit, types
 
-    from fastopt.targets.blocks import load_block, round_block
+    from fastopt.targets.blocks import round_block
 
     at = types.CPointer
-    given = (at(types.uint8), at(types.float32), at(types.float32), types.uint64, types.uint64)
-    load = njit(types.void(*given), error_model="numpy")(load_block.py_func)
-    store = njit(types.void(*given, types.uint32), error_model="numpy")(round_block.py_func)
-    for function, operations in ((load, ["mul"]), (store, ["mul", "sub", "div", "sqrt"])):
-        code = "\n".join(function.inspect_asm().values())
-        check_instructions(code, operations)
-        assert not re.search(r"\tv?pmuludq\b", code)  # no 64-bit products
+    given = (at(types.uint8), at(types.float32), at(types.float32), types.uint64, types.uint64, types.uint64)
+    store = njit(types.void(*given), error_model="numpy")(round_block.py_func)
+    code = "\n".join(store.inspect_asm().values())
+    check_instructions(code, ["mul", "add"])
+    assert not re.search(r"\tv?pmul(ud|l)q\b", code)  # no 64-bit products
 
 
 # ---- bytes -----------------------------------------------------------------------------------------------------------

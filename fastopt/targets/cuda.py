@@ -131,10 +131,10 @@ def _helpers(kernels: str) -> str:
     accesses = sorted(w for w in called if re.fullmatch(r"(float|uint)\d+_(load|store)(_some)?", w))
     lines = text.halves([kernels])
     for module, names in (
-        ("blocks", ["chance_of", "from_signed", "from_unsigned", "half", "minus", "size", "to_signed", "to_unsigned"]),
+        ("blocks", ["chance_of", "decoded", "half", "meaning", "minus", "size", "to_signed", "to_unsigned"]),
         ("cuda_sums", ["block_total", "fold"]),
         ("cuda_warps", ["common_scale", "told"]),
-        ("dice", ["dice", "dice_key", "other_half"]),
+        ("dice", ["dice", "dice_key"]),
         ("noise", ["noise_key", "normal"]),
         ("vectors", accesses),
     ):

@@ -19,10 +19,9 @@ while first < hi:
 _DECODE = """
 
 @cuda.jit(device=True, forceinline=True)
-def decoded(codes, scale):
-    if scale < np.float32(0):
-        return {unsigned}
-    return {signed}
+def all_decoded(codes, scale):
+    block = meaning(scale)
+    return {each}
 """
 
 # The first `mine` of the numbers, which are those from `i` on, are there.
@@ -41,7 +40,7 @@ def {name}(x, mine, key, i):
     return ({zeros}), scale
 """
 
-_CHANCES = {"rounded": "chance_of", "nearest": "half"}
+_CHANCES = {"rounded": "chance_of(dice(key, i + np.uint64({k})))", "nearest": "half(np.uint32(0))"}
 
 _LOOK = """\
 top = max(top, size(x[{k}]) if np.uint64({k}) < mine else np.uint32(0))
@@ -68,7 +67,7 @@ def _load(it: Elements) -> list[str]:
         [f"{local}_in = {kind}_load({b}_at, i, {LANES})" for local, b, kind in kinds],
         [f"{local}_in = {kind}_load_some({b}_at, i, {LANES}, mine)" for local, b, kind in kinds],
     )
-    return lines + [f"{local}_in = decoded({local}_in, told({b}_scale_in))" for local, b in coded]
+    return lines + [f"{local}_in = all_decoded({local}_in, told({b}_scale_in))" for local, b in coded]
 
 
 def _store(it: Elements, b: str) -> list[str]:
@@ -90,12 +89,13 @@ def _either(whole: list[str], single: list[str]) -> list[str]:
 def functions(kernels: str) -> str:
     """Definitions of what the kernels call of this file."""
     called, lanes, found = re.findall(r"(\w+)\(", kernels), range(LANES), ""
-    if "decoded" in called:
-        ways = {way: listing(f"from_{way}(codes[{k}], scale)" for k in lanes) for way in ("signed", "unsigned")}
-        found += _DECODE.format(**ways)
+    if "all_decoded" in called:
+        found += _DECODE.format(each=listing(f"decoded(codes[{k}], block)" for k in lanes))
     for name, chance in ((name, chance) for name, chance in _CHANCES.items() if name in called):
-        up = [f"{chance}(key, i + np.uint64({k}))" for k in lanes]
-        ways = {way: listing(f"to_{way}(x[{k}], unit, {up[k]})" for k in lanes) for way in ("signed", "unsigned")}
+        ways = {
+            way: listing(f"to_{way}(x[{k}], unit, {chance.format(k=k)})" for k in lanes)
+            for way in ("signed", "unsigned")
+        }
         look = text.indent([line for k in lanes for line in _LOOK.format(k=k).splitlines()], 4)
         found += _ENCODE.format(name=name, look=look, zeros=listing("np.uint8(0)" for _ in lanes), **ways)
     return found

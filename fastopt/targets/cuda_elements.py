@@ -1,6 +1,5 @@
 """What a pass does to an element on CUDA: a function, and the lines that call it for one element or several."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -103,8 +102,7 @@ class Elements:
         ]
         lines = [f"{local} = {value}" for local, value in loads if local != value] + list(self.q.body)
         lines += [f"whole = {value}" for b, value in self.q.stores if b == "p" and kind]
-        rolled = sorted({w for w in text.words(code for _, code in self.outputs) if re.fullmatch(r"dice_\d+", w)})
-        return lines + [f"{word} = dice(key_{word[5:]}, i)" for word in rolled]
+        return lines
 
     @property
     def _results(self) -> list[str]:
@@ -118,8 +116,8 @@ class Elements:
 
     @property
     def dice(self) -> list[str]:
-        """Keys of the random bits by which the statements round numbers."""
-        named = text.words(self._lines)
+        """Keys of the random bits by which the results are rounded."""
+        named = text.words(self._results)
         return [key for key in text.dice(self.lowered) if key in named]
 
     def columns(self, *more: str) -> list[tuple[int, str]]:

@@ -1,6 +1,5 @@
 """The loop over the elements of a chunk on the CPU: plain, with running sums, or row by row."""
 
-import re
 from collections.abc import Iterable
 
 from fastopt.blocks import BLOCK
@@ -26,14 +25,15 @@ while first < hi:
     first += width
 {done}"""
 
-# State in 8 bits is decoded into the task's room, a block at a time, as if it were an array of float32 that begins at
-# `first`; the loop is the same, and encodes it again. A chunk is a whole number of blocks.
+# State in 8 bits is decoded where it is loaded; what replaces it waits in the task's room, as if that were an array of
+# float32 that begins at `first`, until its block is done and can be encoded. A chunk is a whole number of blocks.
 _BLOCKS = """\
+widest()
 {clear}
 first = lo
 while first < hi:
     end = min(first + np.uint64({block}), hi)
-{decode}
+{before}
     for i in range(first, end):
 {loop}
 {encode}
@@ -98,7 +98,7 @@ def elements(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
         frame = _BLOCKS.format(
             block=BLOCK,
             clear=f"width = min(hi - lo, np.uint64({BLOCK}))\nclear(lanes[task], width)" if of_all else "",
-            decode=text.indent(_decode(lowered, q, blocked), 4),
+            before=text.indent(_before(lowered, q, blocked), 4),
             loop=text.indent(loop, 8),
             encode=text.indent(_encode(lowered, q, blocked), 4),
             done="\n".join(done),
@@ -121,9 +121,13 @@ def loads(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
     return [
         f"{local} = {masters.load(lowered.master, of)}"
         if b == "p" and lowered.master
-        else f"{local} = {text.load(b, f'{b}_at[i]', of)}"
+        else f"{local} = {text.load(b, _element(b, of[b]), of)}"
         for local, b in q.loads
     ]
+
+
+def _element(buffer: str, codec: Codec) -> str:
+    return f"decoded({buffer}_codes_at[i], {buffer}_meaning)" if codec.blocked else f"{buffer}_at[i]"
 
 
 def stores(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
@@ -135,17 +139,16 @@ def stores(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
             lines += masters.store(lowered.master, of, value)
         else:
             lines.append(f"{b}_at[i] = {text.result(b, value, of, chances)}")
-    rolled = sorted(word for word in text.words(lines) if re.fullmatch(r"dice_\d+", word))
-    return [f"{word} = dice(key_{word[5:]}, i)" for word in rolled] + lines
+    return lines
 
 
-def _decode(lowered: Lowered, q: Pass, blocked: Iterable[str]) -> list[str]:
-    lines, loaded = [], [b for _, b in q.loads]
-    for b in blocked:
-        k = list(lowered.scales.values()).index(b)
-        lines.append(f"{b}_at = float32_at(rooms[task] + np.uint64({k * 4 * BLOCK}) - np.uint64(4) * first)")
-        if b in loaded:
-            lines.append(f"load_block({b}_codes_at, {b}_scale_at, {b}_at, first, end)")
+def _before(lowered: Lowered, q: Pass, blocked: Iterable[str]) -> list[str]:
+    """Lines about a block: what its codes mean, and where results wait."""
+    loaded, stored = [b for _, b in q.loads], [b for b, _ in q.stores]
+    lines = [f"{b}_meaning = meaning({b}_scale_at[first // np.uint64({BLOCK})])" for b in blocked if b in loaded]
+    for k, b in enumerate(lowered.scales.values()):
+        if b in blocked and b in stored:
+            lines.append(f"{b}_at = float32_at(rooms[task] + np.uint64({k * 4 * BLOCK}) - np.uint64(4) * first)")
     return lines
 
 
