@@ -1,7 +1,7 @@
 """torch on a fake GPU: tensors in host memory that pose as CUDA's, for the CUDA kernels of the torch classes.
 
-What an operation returns lies where its arguments lie, as in torch; numbers of two places do not mix, and nobody may wait
-for a number of a device while `waiting` is False. Kernels run at once, as behind everything that torch has done.
+What an operation returns lies where its arguments lie, as in torch; numbers of two places do not mix, and nobody may
+wait for a number of a device while `waiting` is False. Kernels run at once, as behind everything that torch has done.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from fake_cuda import FakeDriver
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from fastopt.targets import driver
@@ -30,18 +30,23 @@ class Posing(TorchDispatchMode):
         self.waiting = True
 
     def device(self, x):
-        return self.storages.get(x.untyped_storage()._cdata, (HOST, None))[0]
+        return self.storages.get(_storage(x)._cdata, (HOST, None))[0]
 
     def put(self, x, device):
-        storage = x.untyped_storage()
+        storage = _storage(x)
         self.storages.setdefault(storage._cdata, (device, storage))
 
     def cuda(self, x, device=0):
         """A copy of `x`, a parameter if it is one, on a device."""
-        copy = x.detach().clone(memory_format=torch.preserve_format)
-        self.storages.pop(copy.untyped_storage()._cdata, None)  # of a tensor that is on another device
+        with _disable_current_modes():
+            copy = x.detach().clone()
         self.put(copy, device)
         return torch.nn.Parameter(copy) if isinstance(x, torch.nn.Parameter) else copy
+
+    def cpu(self, x):
+        """A copy on the host."""
+        with _disable_current_modes():
+            return x.detach().clone()
 
     def raws(self):
         """The bytes of all of them."""
@@ -62,6 +67,10 @@ class Posing(TorchDispatchMode):
             if isinstance(x, torch.Tensor):
                 self.put(x, self.device(given[0]) if function in _COPIES else max(places, default=HOST))
         return result
+
+
+def _storage(x):
+    return (x if x.layout is torch.strided else x._values()).untyped_storage()
 
 
 class TorchDriver(FakeDriver):

@@ -74,6 +74,8 @@ class Engine:
         self.others = [self._all[k] for k in live if k not in set(mine)]
         self._looked_at = {k: way for k, way in found.items() if way != ways.DENSE}  # dense ones by `Addresses`, fast
 
+        if parts:
+            place.check(device)
         self._held = Held(state, kind, rows, parts, groups)
         self._params = [p.tensor for p in parts]
         self._pointers = list(map(pointer, self._params))

@@ -32,11 +32,7 @@ class Place(Cuda):
         self.clock, self.control = (tensors.view(x, shaped=True) for x in (ticks, self._numbers))
 
     def capturing(self, stream: int) -> bool:
-        if super().capturing(stream):
-            raise DeviceError(
-                "a step in a CUDA graph would count on the host, which replays do not reach. Use capturable=True, "
-                "which leaves the step to torch where it has the class, or fastopt.Optimizer."
-            )
+        _refuse(self.driver, self.device, stream)
         return False
 
     def scale(self, scale: torch.Tensor | None, found_inf: torch.Tensor, grads: Sequence[torch.Tensor]) -> None:
@@ -62,6 +58,20 @@ class Place(Cuda):
         self._numbers[0].fill_(1.0)
         self._numbers[1].fill_(0.0)
         return self._went
+
+
+def check(device: int) -> None:
+    """Raise `DeviceError` while torch's stream on a device is captured in a graph."""
+    if device != where.HOST:
+        _refuse(driver.get(), device, where.stream(device)())
+
+
+def _refuse(gpu: driver.Driver, device: int, stream: int) -> None:
+    if gpu.capturing(device, stream):
+        raise DeviceError(
+            "a step in a CUDA graph would count on the host, which replays do not reach. Use capturable=True, which "
+            "leaves the step to torch where it has the class, or fastopt.Optimizer."
+        )
 
 
 def build(
