@@ -14,7 +14,7 @@ import fastopt.torch as ft
 
 # class -> hyperparameters that keep every branch of a step at work
 OWN = {
-    "SGD": dict(lr=0.1, momentum=0.9, dampening=0.5, weight_decay=0.1),
+    "SGD": dict(lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
     "Adagrad": dict(lr=0.1, lr_decay=0.1),
     "Adafactor": dict(lr=0.1, weight_decay=0.1),
     "RMSprop": dict(momentum=0.9, centered=True),

@@ -1,4 +1,4 @@
-"""The torch classes on a real device, beside torch's own there: the cases of tests/test_torch_cuda.py, and some more."""
+"""The torch classes on a real device, beside torch's own there: tests/test_torch_cuda.py without its fake, and more."""
 
 import pytest
 import torch
