@@ -79,3 +79,13 @@ def test_a_graph_is_refused(posing):
     with posing.gpu.capture(7), pytest.raises(fo.DeviceError, match="capturable=True"):
         opt.step()
     assert all(torch.equal(posing.cpu(x), b) for x, b in zip(cases.numbers(opt), before, strict=True))
+
+
+def test_what_is_missing_is_said_by_the_constructor(posing, monkeypatch):
+    def none():
+        raise fo.DeviceError("no NVIDIA driver was found: install one.")
+
+    params = cases.weights(posing.cuda)
+    monkeypatch.setattr("fastopt.targets.driver.get", none)
+    with pytest.raises(fo.DeviceError, match=r"AdamW: parameter 0 .* install one. Or keep the parameters on the CPU"):
+        ft.AdamW(params)

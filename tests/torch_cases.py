@@ -74,10 +74,14 @@ def weights(there=host, dtype=torch.float32, shapes=SHAPES):
     return [there(nn.Parameter(torch.randn(s, generator=rng).to(dtype))) for s in shapes]
 
 
-def give(params, t, there=host, scale=1.0):
+def noise(params, t):
     rng = torch.Generator().manual_seed(100 + t)
-    for p in params:
-        p.grad = there(scale * torch.randn(p.shape, generator=rng).to(p.dtype))
+    return [torch.randn(p.shape, generator=rng).to(p.dtype) for p in params]
+
+
+def give(params, t, there=host, scale=1.0):
+    for p, g in zip(params, noise(params, t), strict=True):
+        p.grad = there(scale * g)
 
 
 def train(opt, params, steps, there=host, start=0):
@@ -152,9 +156,7 @@ def several_places(gpu):
         params = [there(p) for there, p in zip(on, weights(), strict=True)]
         opt = ft.AdamW([{"params": params[:2]}, {"params": params[2:], "maximize": True}], lr=0.01)
         for t in range(4):
-            give(params, t)
-            for there, p in zip(on, params, strict=True):
-                g, p.grad = p.grad, None
+            for there, p, g in zip(on, params, noise(params, t), strict=True):
                 p.grad = None if t == 2 and there is not host else there(g)
             if t == 3:
                 opt.param_groups[0]["lr"] = 0.5
@@ -214,7 +216,21 @@ def scaled(gpu, fused):
     assert {gpu.device(x) for x in opt_steps} == {0 if fused else -1}
 
 
+def scaled_by_torch(gpu):
+    """`capturable` is torch's own: what a GradScaler leaves to a step goes to it as it is."""
+    result = []
+    for lib, there in ((ft, gpu.cuda), (torch.optim, gpu.torchs)):
+        params = weights(there)
+        opt = lib.AdamW(params, lr=0.1, fused=True, capturable=True)
+        give(params, 0, there, scale=64.0)
+        opt.grad_scale, opt.found_inf = there(torch.tensor(64.0)), there(torch.tensor(0.0))
+        opt.step()
+        result.append([*params, *(p.grad for p in params)])
+    gpu.close(*result)
+
+
 def flat_gradients(gpu):
+    """All gradients in one buffer."""
     result = []
     for there in (gpu.cuda, host):
         torch.manual_seed(0)
@@ -235,11 +251,12 @@ def flat_gradients(gpu):
     gpu.close(*result)
 
 
-def averages(gpu, name="ScheduleFreeSGD"):
+def averages(gpu):
+    """`eval()` and `train()`."""
     result = []
     for there in (gpu.cuda, host):
         params = weights(there)
-        opt = getattr(ft, name)(params, lr=0.1)
+        opt = ft.ScheduleFreeSGD(params, lr=0.1)
         train(opt, params, 3, there)
         kept = [gpu.cpu(p) for p in params]
         with opt.averaged():
@@ -306,4 +323,4 @@ def states_that_others_write(gpu):
     assert seen == ["pre", "post"] * 12
 
 
-OTHERS = (several_places, flat_gradients, averages, what_kernels_lack, states_that_others_write)
+OTHERS = (several_places, scaled_by_torch, flat_gradients, averages, what_kernels_lack, states_that_others_write)

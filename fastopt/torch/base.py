@@ -146,8 +146,9 @@ class Fast(torch.optim.Optimizer):
         params = list(chain.from_iterable(map(_params, groups)))
         given, scaled = list(map(_grad, params)), None
         if hasattr(self, "found_inf"):
-            if left(self.kind, groups, params, given):
-                scaled = vars(self).get("grad_scale"), vars(self)["found_inf"]
+            found = vars(self)["found_inf"]
+            if found is not None and left(self.kind, groups, params, given):
+                scaled = vars(self).get("grad_scale"), found
             else:
                 given = self._unscaled(given)
                 if given is None:

@@ -46,7 +46,7 @@ class Held:
         self._numbers: list[tuple[Any, Any]] = []  # as torch keeps them, as kernels do
         devices = [None if where.device(p.memory) == where.HOST else p.memory for p in parts]
         self._plain = held if kind.counted and kind.plain else []  # whose `step` is an int, not a tensor
-        steps = [0 if mine["step"] is None else int(mine["step"]) for mine in held] if kind.counted else []
+        steps = [int(n) for n in _read([mine["step"] for mine in held])] if kind.counted else []
         for mine, n in zip(self._plain, steps, strict=False):
             mine["step"] = n
         if kind.counted and not kind.plain:
@@ -56,9 +56,9 @@ class Held:
             having = [p for p in parts if name in p.narrow]
             dicts = [h for p, h in zip(parts, held, strict=True) if name in p.narrow]
             key = kind.key(name)
-            values = [
-                start(p, rows, name) if h[key] is None else float(h[key]) for p, h in zip(having, dicts, strict=True)
-            ]
+            values = _read(
+                [start(p, rows, name) if h[key] is None else h[key] for p, h in zip(having, dicts, strict=True)]
+            )
             there = [d for d, p in zip(devices, parts, strict=True) if name in p.narrow]
             for narrow, members in self._share(dicts, key, values, there):
                 wide = narrow.double()
@@ -88,7 +88,7 @@ class Held:
         found = []
         for kind in dict.fromkeys(kinds):
             members = [k for k, other in enumerate(kinds) if other == kind]
-            numbers = torch.tensor([values[k] for k in members], dtype=kind[0])
+            numbers = torch.tensor([values[k] for k in members], dtype=kind[0], device="cpu")
             near = there[members[0]]
             if near is None:
                 pieces = [torch.from_numpy(numbers.numpy()[i, ...]) for i in range(len(members))]
@@ -144,6 +144,14 @@ class Held:
     def _found(self) -> list[Any]:
         owned = chain.from_iterable(map(dict.values, self._held))
         return [x for x in owned if type(x) is not int] if self._plain else list(owned)
+
+
+def _read(values: Sequence[Any]) -> list[float]:
+    """Numbers, or tensors that hold one; None is 0. Who has to wait for a device waits once."""
+    away = [k for k, x in enumerate(values) if isinstance(x, torch.Tensor) and where.device(x) != where.HOST]
+    numbers = torch.stack([values[k].detach().double() for k in away]).tolist() if away else []
+    read = dict(zip(away, numbers, strict=True))
+    return [read[k] if k in read else float(x or 0) for k, x in enumerate(values)]
 
 
 def _array(x: torch.Tensor) -> Any:

@@ -27,7 +27,7 @@ class Place(Cuda):
         number = where.device(like)
         super().__init__(driver.get(), number, PRECISE)
         self._producers[where.stream(number)] = None
-        begin = [torch.from_numpy(clock), torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)]
+        begin = [torch.from_numpy(clock), torch.from_numpy(np.array([1.0, 0.0, 0.0]))]
         ticks, self._numbers = (like.detach().new_empty(x.shape, dtype=x.dtype).copy_(x) for x in begin)
         self.clock, self.control = (tensors.view(x, shaped=True) for x in (ticks, self._numbers))
 
