@@ -41,6 +41,10 @@ def test_memory_of_every_kind(gpu, dtype):
     cases.memory_of_every_kind(gpu, dtype)
 
 
+def test_rounding_by_chance_is_the_same_wherever_parameters_are(gpu):
+    cases.several_places(gpu, ft.Lion, torch.bfloat16, missing=9)
+
+
 @pytest.mark.parametrize("fused", [None, True])
 def test_scaled(gpu, fused):
     cases.scaled(gpu, fused)

@@ -70,7 +70,7 @@ class Engine:
             if kind.torch is None:
                 raise ConfigError(f"{name}: two parameters share memory; give each tensor once, or a copy of it.")
             dense, mine, parts = [], [], []
-        self._parts = parts
+        self._parts, self._places = parts, mine
         self.others = [self._all[k] for k in live if k not in set(mine)]
         self._looked_at = {k: way for k, way in found.items() if way != ways.DENSE}  # dense ones by `Addresses`, fast
 
@@ -91,7 +91,10 @@ class Engine:
         return ways.TORCH if self._asked and self._asked.lowered(row, p.dim()).matrices else way
 
     def _planned(self, given: Sequence[Any]) -> Any:
-        segments = [Segment(p.array, p.row, p.lowered, p.state, crc32(b"%d" % k)) for k, p in enumerate(self._parts)]
+        segments = [
+            Segment(p.array, p.row, p.lowered, p.state, crc32(b"%d" % k))
+            for k, p in zip(self._places, self._parts, strict=True)
+        ]
         kinds = [tensors.KINDS[dtype] for dtype in self._addresses.kinds]
         kinds += ["rd" if given[k].dtype == torch.float64 else "rf" for k in self._sparse.places]
         clock = self._held.clock
