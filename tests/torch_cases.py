@@ -270,7 +270,7 @@ def averages(gpu):
 
 
 def what_kernels_lack(gpu):
-    """Functions of matrices and sparse gradients: torch's own step, or an error before anything changes."""
+    """Functions of matrices and torch's sparse gradients: torch's own step, or an error before anything changes."""
     opt, params = made(ft, "Muon", gpu.cuda)
     ref, others = made(torch.optim, "Muon", gpu.torchs)
     train(opt, params, 2, gpu.cuda), train(ref, others, 2, gpu.torchs)
@@ -291,10 +291,33 @@ def what_kernels_lack(gpu):
             opt.step()
         result.append([table])
     gpu.close(*result)
-    table = gpu.cuda(table)
-    table.grad = torch.sparse_coo_tensor(gpu.cuda(index), gpu.cuda(values), (5, 3), check_invariants=False)
-    with pytest.raises(RuntimeError, match="sparse gradients on a GPU"):
-        ft.Lion([table]).step()
+
+
+Rows = ft.from_rule(fo.adagrad, "Rows")
+
+
+def gradients_of_rows(gpu):
+    """Those of a rule without a twin in torch: the kernels of rows, beside those of whole parameters."""
+    result = []
+    for there in (gpu.cuda, host):
+        params = [there(nn.Parameter(torch.ones(s))) for s in ((3, 5), (7, 6), (3, 4, 2))]
+        opt = Rows(params, lr=0.1)
+        for t in range(4):
+            rng = torch.Generator().manual_seed(t)
+            params[0].grad = there(torch.randn(3, 5, generator=rng))
+            for p, axes, n in ((params[1], 1, 5 * t), (params[2], 2, 2)):
+                indices = torch.stack([torch.randint(k, (n,), generator=rng) for k in p.shape[:axes]])
+                values = there(torch.randn(n, *p.shape[axes:], generator=rng))
+                p.grad = torch.sparse_coo_tensor(there(indices), values, p.shape, check_invariants=False)
+            opt.step()
+        result.append(numbers(opt))
+        before = [gpu.cpu(p) for p in params]
+        outside = there(torch.tensor([[9]])), there(torch.ones(1, 6))
+        params[1].grad = torch.sparse_coo_tensor(*outside, (7, 6), check_invariants=False)
+        with pytest.raises(fo.GradientError, match="`parameter 1`: index 9"):
+            opt.step()
+        assert all(torch.equal(gpu.cpu(p), b) for p, b in zip(params, before, strict=True))
+    gpu.same(*result)
 
 
 def states_that_others_write(gpu):
@@ -324,4 +347,12 @@ def states_that_others_write(gpu):
     assert seen == ["pre", "post"] * 12
 
 
-OTHERS = (several_places, scaled_by_torch, flat_gradients, averages, what_kernels_lack, states_that_others_write)
+OTHERS = (
+    several_places,
+    scaled_by_torch,
+    flat_gradients,
+    averages,
+    what_kernels_lack,
+    gradients_of_rows,
+    states_that_others_write,
+)

@@ -69,7 +69,7 @@ def _of_rows(p: torch.Tensor, lowered: Lowered, rows: Rows, row: int, axes: int)
         )
     array = tensors.view(p, shaped=True)
     assert array is not None
-    array = array.reshape(math.prod(p.shape[:axes]), math.prod(p.shape[axes:]))  # a row for each place that has one
+    array = array.reshape((math.prod(p.shape[:axes]), math.prod(p.shape[axes:])))  # a row for each place that has one
     return Part(p, row, rows.stored(lowered, row, array), p, array)
 
 

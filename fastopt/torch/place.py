@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from fastopt.devices import plan as devices
 from fastopt.devices.cuda import Cuda
 from fastopt.errors import DeviceError
 from fastopt.launch import Segment
+from fastopt.rows import Rows
+from fastopt.rows_launch import RowsLaunch
 from fastopt.targets import driver
 from fastopt.torch import tensors, where
 
@@ -21,7 +23,13 @@ PRECISE = False  # without fused multiply-add: the bits of the CPU
 
 
 class Place(Cuda):
-    """The device of `like`, on torch's current stream there; clock and control are tensors, which torch can write."""
+    """The device of `like`, on torch's current stream there; clock and control are tensors, which torch can write.
+
+    Attributes:
+        dense: uint64, where the gradient of each segment is; 0 for one of rows.
+    """
+
+    dense: np.ndarray
 
     def __init__(self, like: torch.Tensor, clock: np.ndarray):
         number = where.device(like)
@@ -85,8 +93,26 @@ def build(
 
 def point(made: Any, addresses: np.ndarray) -> None:
     """Tell a plan where its dense gradients are, which belong to its first segments."""
-    if isinstance(made, devices.DevicePlan):
-        made.aim(addresses)
+    if not isinstance(made, devices.DevicePlan):
+        for launch in made.launches:
+            launch.addresses[: len(addresses), 1] = addresses
         return
-    for launch in made.launches:
-        launch.addresses[: len(addresses), 1] = addresses
+    here = cast(Place, made.place)
+    here.dense = np.zeros(len(made.kinds), np.uint64)
+    here.dense[: len(addresses)] = addresses
+    made.aim(here.dense)
+
+
+def point_rows(made: Any, given: Mapping[str, Rows]) -> None:
+    """The same for gradients of rows, by the parameter's name, whose values are tensors."""
+    if not isinstance(made, devices.DevicePlan):
+        for launch in made.launches:
+            if isinstance(launch, RowsLaunch):
+                launch.take(given[launch.name], given[launch.name].values.data_ptr())
+        return
+    every = cast(Place, made.place).dense.copy()
+    for touched in (launch.touched for launch in made.launches if launch.touched is not None):
+        mine = given[made.names[touched.segment]]
+        touched.take(mine)
+        every[touched.segment] = mine.values.data_ptr()
+    made.aim(every)

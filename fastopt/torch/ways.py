@@ -25,7 +25,7 @@ def of(kind: Kind, group: Mapping[str, Any], habits: tuple[bool, bool], p: torch
         return DENSE if kind.dense and g.dtype in tensors.KINDS else TORCH
     if (
         not sparse
-        or where.device(p) != where.HOST
+        or (kind.torch is not None and where.device(p) != where.HOST)  # who does not ask the host for the rows
         or g.layout is not torch.sparse_coo
         or p.is_complex()
         or g.is_complex()
@@ -38,12 +38,11 @@ def of(kind: Kind, group: Mapping[str, Any], habits: tuple[bool, bool], p: torch
 def refusal(name: str, params: Sequence[torch.Tensor]) -> Exception:
     """What a class without a twin in torch says of parameters that no kernel can step."""
     odd = params[0]
-    away = " on a GPU" * (where.device(odd) != where.HOST)
     if any(p.grad is not None and p.grad.layout is not torch.strided for p in params):
-        return RuntimeError(f"{name} does not support sparse gradients{away}")
+        return RuntimeError(f"{name} does not support sparse gradients")
     return ConfigError(
         f"{name}: a parameter of shape {tuple(odd.shape)}, dtype {odd.dtype} on `{odd.device}`, with a gradient of "
-        f"dtype {odd.grad.dtype if odd.grad is not None else None}, is none that kernels can step{away}; expected "
+        f"dtype {odd.grad.dtype if odd.grad is not None else None}, is none that kernels can step; expected "
         "float32, float64, complex pairs of them, bfloat16 or float16 in CPU memory, or in CUDA memory if the rule "
         "calls no function of whole matrices, as Muon, Shampoo and SOAP do."
     )
