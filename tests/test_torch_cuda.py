@@ -55,15 +55,16 @@ def test_whatever_else(gpu, case):
     case(gpu)
 
 
-def test_nobody_waits_in_a_step(posing):
+@pytest.mark.parametrize("name, fused", [("AdamW", True), ("NAdam", None), ("Adafactor", None)])
+def test_nobody_waits_in_a_step(posing, name, fused):
     """Not with new gradients, another rate or a skipped step, either; and all is queued on torch's stream."""
-    params = cases.weights(posing.cuda)
-    opt = ft.AdamW(params, lr=0.1, fused=True)
+    params = cases.weights(posing.cuda, shapes=cases.SHAPES[::2])
+    opt = getattr(ft, name)(params, lr=0.1, **({"fused": True} if fused else {}))
     for t in range(6):
         cases.give(params, t, posing.cuda)
         if t == 3:
             opt.param_groups[0]["lr"] = 0.2
-        if t > 3:
+        if t > 3 and fused:
             opt.grad_scale, opt.found_inf = (posing.cuda(torch.tensor(x)) for x in (2.0, float(t == 4)))
         posing.gpu.log.clear()
         posing.waiting = t == 0
@@ -71,7 +72,15 @@ def test_nobody_waits_in_a_step(posing):
         assert {stream for what, stream, *_ in posing.gpu.log if what == "run"} == {7}
         assert t == 0 or [what for what, *_ in posing.gpu.log].count("run") == 1
     posing.waiting = True
-    assert [float(posing.cpu(opt.state[p]["step"])) for p in params] == [5.0] * 4
+    assert [float(posing.cpu(opt.state[p]["step"])) for p in params] == [5.0 if fused else 6.0] * len(params)
+
+
+def test_each_device_has_its_stream(posing):
+    params = [posing.cuda(p, k % 2) for k, p in enumerate(cases.weights())]
+    for k, p in enumerate(params):
+        p.grad = posing.cuda(torch.ones(p.shape), k % 2)
+    ft.AdamW(params).step()
+    assert [stream for what, stream, *_ in posing.gpu.log if what == "run"] == [7, 11]
 
 
 def test_a_graph_is_refused(posing):
