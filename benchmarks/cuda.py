@@ -1,8 +1,8 @@
 """The step on a CUDA device, in one command of under eight minutes: `python -m benchmarks.cuda [--out FILE.json]`.
 
-Copy bandwidth of the device; each rule's share of it from 2^16 to 2^28 elements; AdamW beside whatever peers are
-installed, for 1, 148 and 1,000 tensors; the torch classes beside torch's, with gradients that stay and that move; what
-a launch costs the host; replays of a graph; a sweep of grids and blocks.
+Copy bandwidth of the device; each rule's share of it from 2^16 to 2^28 elements; AdamW with state in fewer bits, and
+beside whatever peers are installed, for 1, 148 and 1,000 tensors; the torch classes beside torch's, with gradients that
+stay and that move; what a launch costs the host; replays of a graph; a sweep of grids and blocks.
 
 Seconds are of the wall clock around many steps and one wait for the device, medians of several such. Nothing is stored
 without a real device. `--fake` walks the same way through the tests' fake driver, with tiny arrays and no figures.
@@ -78,10 +78,10 @@ def traffic(lowered: Lowered, itemsize: int) -> int:
     return itemsize * sum(len(q.loads) + len(q.stores) for q in lowered.passes)
 
 
-def packed(rule: Rule, sizes: list[int]) -> fo.Optimizer:
+def packed(rule: Rule, sizes: list[int], **options: Any) -> fo.Optimizer:
     arrays = {f"p{k}": np.broadcast_to(np.float32(0.5), (n,)) for k, n in enumerate(sizes)}
     needed = {n: 1e-3 for n, default in rule.hyper.items() if default is ...}
-    return fo.Optimizer(rule, fo.pack(arrays, device="cuda"), **needed)
+    return fo.Optimizer(rule, fo.pack(arrays, device="cuda"), **needed, **options)
 
 
 def bandwidth(bench: Bench) -> float:
@@ -113,6 +113,20 @@ def rules(bench: Bench, rate: float) -> None:
                 microseconds=seconds * 1e6,
                 fraction=traffic(low, 4) * (1 << power) / seconds / rate,
             )
+
+
+def fewer_bits(bench: Bench, rate: float) -> None:
+    """AdamW by how its state is stored; shares are of the bytes that each moves."""
+    for stored in ("q8",) if bench.fake else ("float32", "bf16", "q8"):
+        for rounding in ("stochastic",) if bench.fake or stored == "float32" else ("stochastic", "nearest"):
+            for power in (12,) if bench.fake else (20, 24, 28):
+                if bench.late:
+                    return
+                opt = packed(fo.adamw, [1 << power], state_dtype=stored, rounding=rounding)
+                seconds = bench.seconds(opt.step)
+                moved = fo.traffic(fo.adamw, state_dtype=stored).bytes * (1 << power)
+                what = f"AdamW 2^{power}, state in {stored}, {rounding}"
+                bench.add(what, microseconds=seconds * 1e6, fraction=moved / seconds / rate)
 
 
 def against_peers(bench: Bench) -> None:
@@ -212,6 +226,7 @@ def main(arguments: list[str] | None = None) -> int:
     replay(bench)
     against_peers(bench)
     torch_classes(bench)
+    fewer_bits(bench, rate)
     sweep(bench, rate)
     rules(bench, rate)
     if given.fake:

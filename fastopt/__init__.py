@@ -19,7 +19,7 @@ from fastopt.errors import (
     RuleError,
     TornStateError,
 )
-from fastopt.groups import Group
+from fastopt.group import Group
 from fastopt.lbfgs import lbfgs
 from fastopt.minimize import minimize
 from fastopt.optimizer import Optimizer

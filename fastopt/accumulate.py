@@ -11,7 +11,8 @@ import numpy as np
 
 from fastopt import codecs, rows
 from fastopt.errors import GradientError
-from fastopt.groups import Group, Settings
+from fastopt.group import Group
+from fastopt.groups import Settings
 from fastopt.launch import Segment
 from fastopt.rule import rule
 

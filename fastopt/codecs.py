@@ -31,7 +31,7 @@ class Codec:
     @property
     def moved(self) -> str:
         """The type as which a CUDA kernel loads and stores elements."""
-        return f"uint{8 * self.itemsize}" if self.coded else self.name
+        return f"uint{8 * self.itemsize}" if self.coded or self.blocked else self.name
 
 
 _F4 = np.dtype(np.float32)

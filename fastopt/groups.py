@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import numpy as np
 
-from fastopt import codecs
+from fastopt import codecs, storage
 from fastopt.errors import ConcurrentUseError, ConfigError, listing
+from fastopt.group import Group
 from fastopt.lower import lower
 from fastopt.lowered import Lowered
 from fastopt.schema import MATRIX, REQUIRED, Domain, Hyper, Rule
@@ -20,46 +20,12 @@ Setting = float | bool | Callable[[int], float]
 MAXIMIZE = Hyper("maximize", False, Domain())  # every rule has it: the sign of the gradient, a column of the kernel
 
 
-@dataclass(frozen=True, init=False, eq=False)
-class Group:
-    """Hyperparameters for the parameters whose path matches `pattern` (`*`, `?`, `[...]`); the first match wins.
-
-    What a group does not give, it inherits from the optimizer; a group with a `rule` of its own, from that rule's
-    defaults instead. `frozen=True` leaves its parameters, and their state, out of every step. Paths are keys and
-    positions joined by dots: "layers.0.bias".
-    """
-
-    pattern: str
-    rule: Rule | None
-    frozen: bool
-    hyper: Mapping[str, Any]
-
-    def __init__(self, pattern: str, *, rule: Rule | None = None, frozen: bool = False, **hyper: Any):
-        if not isinstance(pattern, str) or not pattern:
-            raise ConfigError(f"Group: `pattern` is {pattern!r}; expected a path pattern such as '*.bias'.")
-        if not isinstance(frozen, bool):
-            raise ConfigError(f"Group({pattern!r}): `frozen` is {frozen!r}; expected True or False.")
-        if rule is not None and not isinstance(rule, Rule):
-            raise ConfigError(f"Group({pattern!r}): `rule` is {rule!r}; expected a rule, such as fastopt.adamw.")
-        object.__setattr__(self, "pattern", pattern)
-        object.__setattr__(self, "rule", rule)
-        object.__setattr__(self, "frozen", frozen)
-        object.__setattr__(self, "hyper", hyper)
-
-    def __repr__(self) -> str:
-        given = {**({"frozen": True} if self.frozen else {}), **self.hyper}
-        given = {**({"rule": self.rule} if self.rule else {}), **given}
-        return f"Group({', '.join([repr(self.pattern), *(f'{k}={v!r}' for k, v in given.items())])})"
-
-
 class Settings:
     """The hyperparameters of an optimizer: one row per group, the last for parameters that match none.
 
     `own[k]` holds what row k says itself; `value` adds inheritance. Numbers are checked when they are set, schedules
-    when they are called. `storage` says how states are stored.
+    when they are called. `storages` says how the states of each row are stored.
     """
-
-    storage = Storage()
 
     def __init__(
         self,
@@ -85,6 +51,8 @@ class Settings:
         if twice := [p for p in self.patterns if self.patterns.count(p) > 1]:
             raise ConfigError(f"groups: the pattern {twice[0]!r} is given twice.")
         self.frozen = (*(g.frozen for g in groups), False)
+        self._stored = (*(g.stored for g in groups), {})
+        self.storages: Sequence[Storage] = [Storage()] * len(self.rules)
         self.of = [next(k for k, p in enumerate(self.patterns) if fnmatchcase(n, p)) for n in names]
         self.names = tuple(names)
         for k, pattern in enumerate(self.patterns[:-1]):
@@ -138,7 +106,19 @@ class Settings:
 
     def stored(self, lowered: Lowered, k: int, param: Any) -> Lowered:
         """A lowered rule of parameter `k` with the codecs of its states."""
-        return self.storage.applied(lowered, self.rule(k), param)
+        return self.storages[self.of[k]].applied(lowered, self.rule(k), param)
+
+    def store(self, options: Mapping[str, Any], params: Sequence[Any], by_rows: bool) -> None:
+        """Decide how states are stored, by the options of the optimizer and what groups say. Raises `ConfigError`."""
+        every = storage.read(self.rules, params, **options, otherwise=Storage(by_rows=by_rows))
+        self.storages = [every] * len(self.rules)
+        for k, own in enumerate(self._stored):
+            mine = [p for p, row in zip(params, self.of, strict=True) if row == k]
+            try:
+                given = {"rounding": options["rounding"], **own}
+                self.storages[k] = storage.read([self.rules[k]], mine, **given, otherwise=every)
+            except ConfigError as error:
+                raise ConfigError(f"Group({self.patterns[k]!r}): {error}") from None
 
     def chosen(self, k: int, param: np.ndarray) -> tuple[tuple[str, bool], ...]:
         """(name, truth) of all switches of the rule of parameter `k`."""

@@ -13,7 +13,7 @@ from fastopt.callbacks import Restarts, Run, hooks, whole
 from fastopt.checkpoint.callback import Checkpoint
 from fastopt.data import minibatches
 from fastopt.errors import ConfigError, hint, listing
-from fastopt.groups import Group
+from fastopt.group import Group
 from fastopt.lbfgs import Descent, lbfgs
 from fastopt.params import assign, copied, survey
 from fastopt.process import Process, Result

@@ -11,14 +11,15 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from fastopt import checkpoint, codecs, copies, state, storage
+from fastopt import checkpoint, codecs, copies, state
 from fastopt import memory as memories
 from fastopt import params as arrays
 from fastopt.averages import SHOWN, TURNING
 from fastopt.devices import place as places
 from fastopt.devices.array import DeviceArray
 from fastopt.errors import ConcurrentUseError, ConfigError, DeviceError, TornStateError
-from fastopt.groups import Group, Settings
+from fastopt.group import Group
+from fastopt.groups import Settings
 from fastopt.memory import Memory
 from fastopt.pack import Packed
 from fastopt.schema import Rule
@@ -54,7 +55,8 @@ class Optimizer(Stepping, Tuning):
         copy_out: arrays of the structure of `params`, float32, float64, float16 or bfloat16, None for a parameter that
             needs no copy: the step writes what a parameter becomes there, too, in the same pass.
         state_dtype: how states are stored: "float32", "bf16", "f16" or "q8" (8 bits in blocks of 256), for all of them
-            or in a dict by name; None: as the parameters. See docs/memory.md.
+            or in a dict by name; None: as the parameters. This and the next three may differ in a group, see `Group`
+            and docs/memory.md.
         rounding: of numbers in fewer than 32 bits. "stochastic": up or down by chance, right on average; "nearest".
         master: what is kept besides of parameters in bfloat16 or float16, as `opt.state["master"]`. "float32": a copy
             that steps go on from; "split": the other half of a float32, of bfloat16s; "kahan": what rounding lost.
@@ -109,7 +111,8 @@ class Optimizer(Stepping, Tuning):
         arrays.check_overlap([place.span(a) for a in owned], names)
         self.rule, self.params, self.names = rule, params, names
         self._settings = Settings(rule, hyper, groups, names, owned)
-        self._settings.storage = storage.read(state_dtype, rounding, master, self._settings.rules, owned, memory)
+        stored = {"state_dtype": state_dtype, "memory": memory, "rounding": rounding, "master": master}
+        self._settings.store(stored, owned, place.blocks_by_rows)
         place.check(self._settings, owned, sparse)
         copied = copies.survey(copy_out, tree, names, owned, place)
         zeros = place.zeros if state_path is None else place.mapped(state_path)

@@ -116,7 +116,7 @@ def _launches(
     for k, (segment, kind) in enumerate(zip(segments, gradients, strict=True)):
         rule, low = settings.rule(k), segment.lowered
         if kind[:1] == "r":
-            low = rows_of(low, reading, rule, settings.names[k])
+            low = rows_of(low, reading, rule, settings.names[k], segment.array.shape)
             apart[k] = rule, low, codecs.of(segment.array.dtype), codecs.of(kind[1])
         elif kind:
             alike.setdefault((rule, low, codecs.of(segment.array.dtype), codecs.of(kind)), []).append(k)
@@ -177,7 +177,7 @@ def _launch(
         table = scratch.plain(lowered, s.array, s.key) | {b: a.ctypes.data for b, a in known.items()}
         table |= touched.addresses if touched else {}
         addresses[k] = [table.get(b, 0) for b in lowered.buffers]
-    rooms = scratch.rooms(lowered, len(tasks) - 1)
+    rooms = scratch.rooms(lowered, n_tasks)
     return Launch(
         lowered=lowered,
         gradient=gradient,

@@ -92,7 +92,8 @@ class RowsLaunch(Launch):
             return Zero(self.rule, self.lowered, self.touched.array.ndim == 2, hyper, t)
 
         if self.touched.reading == "exact":
-            self._moves = not zero(t).idle()
+            # what is in 8 bits is decoded and encoded again even if it stays
+            self._moves = bool(self.lowered.scales) or not zero(t).idle()
             return
         first = self._seen is None
         self._matrix = matrix = zero(t).linear(thorough=first)

@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 
 from fastopt import codecs, storage
+from fastopt.blocks import BLOCK
 from fastopt.errors import ConfigError, DeviceError
 from fastopt.lower import lower
 from fastopt.lowered import Lowered
 from fastopt.params import FLOATS
 from fastopt.schema import MATRIX, Rule
+from fastopt.storage import Storage
 from fastopt.targets import cpu, cuda
 
 TARGETS = ("cpu", "cuda")
@@ -33,14 +35,14 @@ def source(
     """
     if target not in TARGETS:
         raise DeviceError(f"target is {target!r}; expected one of {', '.join(map(repr, TARGETS))}.")
-    lowered, of_p, of_g = chosen(rule, dtype, gradient, state_dtype, switches)
+    lowered, of_p, of_g = chosen(rule, dtype, gradient, state_dtype, switches, target)
     if target == "cuda":
         return cuda.source(rule.name, lowered, of_p, of_g, tuple(rule.schema))
     return cpu.source(rule.name, lowered, of_p, of_g)
 
 
 def chosen(
-    rule: Rule, dtype: Any, gradient: Any, state_dtype: Any, switches: Mapping[str, Any]
+    rule: Rule, dtype: Any, gradient: Any, state_dtype: Any, switches: Mapping[str, Any], target: str = "cpu"
 ) -> tuple[Lowered, codecs.Codec, codecs.Codec]:
     """A rule with these switches and dtypes, and the codecs of parameters and gradients. Raises `ConfigError`."""
     if not isinstance(rule, Rule):
@@ -50,8 +52,8 @@ def chosen(
         raise ConfigError(f"`{unknown[0]}` is not a switch of `{rule.name}`; its switches are: {known}.")
     of_p, of_g = _codec(dtype), _codec(dtype if gradient is None else gradient)
     given = {MATRIX: True, **rule.hyper, **switches}
-    like = np.zeros((64, 64), codecs.array_dtype(of_p.name))
-    stored = storage.read(state_dtype, "stochastic", None, [rule], [like])
+    like = np.zeros((16, BLOCK), codecs.array_dtype(of_p.name))
+    stored = storage.read([rule], [like], state_dtype=state_dtype, otherwise=Storage(by_rows=target == "cpu"))
     return stored.applied(lower(rule, tuple((n, bool(given[n])) for n in rule.switches)), rule, like), of_p, of_g
 
 

@@ -5,11 +5,13 @@ A rule knows nothing of it. The lowered rule gets a codec for some of its buffer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastopt import codecs
+from fastopt.blocks import BLOCK
 from fastopt.errors import ConfigError, hint, listing
 from fastopt.lowered import Lowered
 from fastopt.schema import Rule
@@ -25,13 +27,15 @@ SMALLEST = 4096  # elements: a smaller parameter keeps its state in full, which 
 class Storage:
     """How states are stored: `every` codec for all that have no own one in `named`; None: as the rule computes.
 
-    `master`: how parameters in 16 bits are known better, see `targets.masters`; "": not at all.
+    `master`: how parameters in 16 bits are known better, see `targets.masters`; "": not at all. `by_rows`: can kernels
+    of rules that walk along rows take state in 8 bits?
     """
 
     every: str | None = None
     named: Mapping[str, str] = field(default_factory=dict)
     stochastic: bool = True
     master: str = ""
+    by_rows: bool = True
 
     @property
     def plain(self) -> bool:
@@ -50,12 +54,15 @@ class Storage:
             if codec is None or state in dict(lowered.levels) or state in lowered.squares:
                 continue
             if codec == "q8":
-                if lowered.shaped and state in self.named:
+                columns = math.prod(param.shape[1:])
+                torn = lowered.shaped and not (self.by_rows and columns % BLOCK == 0)
+                if torn and state in self.named:
+                    why = f"blocks of {BLOCK} do not divide rows of {columns}" if self.by_rows else "it runs on a GPU"
                     raise ConfigError(
-                        f"state_dtype: `{state}` of `{rule.name}` cannot be 'q8', since the rule walks along rows; "
-                        "use 'bf16'."
+                        f"state_dtype: `{state}` of `{rule.name}` cannot be 'q8', since the rule walks along rows and "
+                        f"{why}; use 'bf16', by a fastopt.Group for those parameters alone."
                     )
-                if lowered.shaped or param.size < SMALLEST:
+                if torn or param.size < SMALLEST:
                     continue
             if codec != str(own.real):
                 stored.append((state, codec))
@@ -69,9 +76,16 @@ class Storage:
 
 
 def read(
-    state_dtype: Any, rounding: Any, master: Any, rules: Sequence[Rule], params: Sequence[Any], memory: Any = None
+    rules: Sequence[Rule],
+    params: Sequence[Any],
+    *,
+    state_dtype: Any = None,
+    rounding: Any = "stochastic",
+    master: Any = None,
+    memory: Any = None,
+    otherwise: Storage = Storage(),
 ) -> Storage:
-    """What the caller says, checked. Raises `ConfigError`."""
+    """What the caller says, checked; what is not said is as in `otherwise`. Raises `ConfigError`."""
     if memory is not None and memory not in PRESETS:
         raise ConfigError(f"memory is {memory!r}; expected None or one of {', '.join(map(repr, PRESETS))}.")
     if memory is not None and state_dtype is not None:
@@ -84,7 +98,7 @@ def read(
     if master and not any(codecs.of(p.dtype).coded for p in params):
         raise ConfigError(f"master is {master!r}, which is for parameters in bfloat16 or float16; there are none.")
     known = tuple(dict.fromkeys(s for rule in rules for s in rule.state))
-    every, named = None, {}
+    every, named = (otherwise.every, otherwise.named) if state_dtype is None else (None, {})
     if isinstance(state_dtype, Mapping):
         if unknown := [s for s in state_dtype if s not in known]:
             has = f"its states are {listing(known)}" if known else "it keeps none"
@@ -94,7 +108,9 @@ def read(
         named = {s: _codec(name, f"state_dtype[{s!r}]") for s, name in state_dtype.items()}
     elif state_dtype is not None:
         every = _codec(state_dtype, "state_dtype")
-    return Storage(every, named, rounding == "stochastic", master or "")
+    return replace(
+        otherwise, every=every, named=named, stochastic=rounding == "stochastic", master=master or otherwise.master
+    )
 
 
 def _codec(name: Any, where: str) -> str:

@@ -10,6 +10,7 @@ row     nothing, and t counts the steps of the row itself.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from fastopt import build
+from fastopt.blocks import BLOCK
 from fastopt.errors import ConfigError, GradientError
 from fastopt.lowered import Lowered
 from fastopt.missed import Products
@@ -66,8 +68,8 @@ def check(rows: Rows, like: np.ndarray, name: str) -> None:
         )
 
 
-def lowered(low: Lowered, reading: str, rule: Rule, name: str) -> Lowered:
-    """The rule as it runs over touched rows. Raises `ConfigError` for one that cannot."""
+def lowered(low: Lowered, reading: str, rule: Rule, name: str, shape: tuple[int, ...]) -> Lowered:
+    """The rule as it runs over touched rows of a parameter. Raises `ConfigError` for one that cannot."""
 
     def refuse(why: str, remedy: str) -> ConfigError:
         return ConfigError(f"`{rule.name}` cannot take a gradient of rows for `{name}`: {why}; {remedy}.")
@@ -84,10 +86,13 @@ def lowered(low: Lowered, reading: str, rule: Rule, name: str) -> Lowered:
         raise refuse("it sums over rows", 'use sparse="exact"')
     if reading != "lazy" and low.noises:
         raise refuse("its noise belongs to the optimizer's step", 'use sparse="lazy"')
-    if reading != "lazy" and low.rounded:
+    if reading in BEHIND and low.rounded:
         raise refuse("its state is rounded by chance", 'use rounding="nearest", or sparse="lazy"')
-    if low.scales:
-        raise refuse("its state is in blocks of 8 bits", 'use state_dtype="bf16"')
+    if low.scales and (columns := math.prod(shape[1:])) % BLOCK:
+        raise refuse(
+            f"its state is in blocks of {BLOCK} numbers, which rows of {columns} would share",
+            f'keep it in 16 bits: groups=[fastopt.Group({name!r}, state_dtype="bf16")]',
+        )
     return replace(low, touched=reading)
 
 

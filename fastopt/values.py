@@ -18,8 +18,8 @@ RESERVED = frozenset(
     "table column numbers sums head end rest part step whole n_elements n_rows n_columns vectors across shift "
     "down mine line narrow seats seat d block_total update length stride own later begin given stop fetch add drain "
     "compose values final AHEAD mend of_group from_float16 to_float16 from_bfloat16 to_bfloat16 dice dice_key "
-    "other_half upper_half lower_half join_halves master round_float16 round_bfloat16 load_block store_block "
-    "rooms end".split()
+    "upper_half lower_half join_halves master round_float16 round_bfloat16 meaning store_block "
+    "rooms end lane block aligned decoded all_decoded rounded nearest told widest".split()
 )
 
 

@@ -89,8 +89,9 @@ def make(variant, dtypes=(F4, F4), sizes=None, seed=0, steps=2, **more):
     some = grads[0][names[-2]].reshape(-1)[:6]
     some[:] = np.array([0, np.inf, -np.inf, np.nan, 1e-30, -1e-30])[: some.size]
     other = fo.Group("*[36]", **({"lr": 0.03} if "lr" in rule.schema else {}), maximize=True)
+    groups = [other] if len(names) > 4 else []  # or there is none of that name
     try:
-        return params, grads, rule(params, groups=[other], **options(rule, on), **more)
+        return params, grads, rule(params, groups=groups, **options(rule, on), **more)
     except fo.ConfigError as error:
         pytest.skip(f"no such variant: {error}")
 
@@ -164,8 +165,8 @@ class Twin:
                     mine[b], table[k, lowered.buffers.index(b)] = copy, copy.ctypes.data
             arrays += mine.values()
         parameters, partials = np.zeros((len(members), 8), np.uint64), np.zeros((len(launch.work), 1))
-        if launch.reduced:
-            parameters, _, partials, _ = launch.reduced
+        if lowered.slots:
+            parameters, _, partials, *_ = launch.reduced
             rows = np.array([opt._segments[k].row for k in parameters[:, 0].astype(int)], np.uint64)
             parameters = np.column_stack([parameters, rows])
             assert partials.shape[1] == module.TOTALS

@@ -1,7 +1,8 @@
 """Executes the PTX of a kernel on this process's own memory: a GPU's arithmetic without a GPU.
 
 The threads of a block are the elements of NumPy arrays, and run together as far as branches let them; blocks run one
-after another. Barriers hold, and accesses are checked, see `ptx_memory.py`. Unknown instructions raise.
+after another. Barriers hold, warps tell each other what all of their threads have come to, and accesses are checked,
+see `ptx_memory.py`. Unknown instructions raise.
 """
 
 import re
@@ -16,6 +17,7 @@ from ptx_operations import OPERATIONS, TYPES, operand_types
 
 _INSTRUCTION = re.compile(r"(?:@(!?)(%p\d+)\s+)?([a-z][\w.]*)\s*(.*)", re.S)
 _OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|\([^)]*\)|[^,\s]+")
+_WARP = 32  # threads
 _CLASSES = {"p": "pred", "h": "f16", "f": "f32", "fd": "f64", "r": "u32", "rd": "u64", "rs": "u16"}
 
 
@@ -168,6 +170,8 @@ class Frame:
             self.memory.store(op[1], self.address(a[0], who), np.stack(values, axis=1), who)
         elif name == "call":
             self.call(a, who)
+        elif name in ("shfl", "vote"):
+            self.tell(op, a, who)
         elif name == "mov" and a[0].startswith("{"):
             halves = self.value(a[1], TYPES[op[-1]], who).view(np.dtype(f"u{TYPES[op[-1]].itemsize // 2}"))
             for k, register in enumerate(_names(a[0])):
@@ -187,6 +191,21 @@ class Frame:
         else:
             place = self.parameters.setdefault(a[0].strip("[]").removesuffix("+0"), np.zeros(self.n, kind))
             place[who] = self.value(a[1], kind, who)
+
+    def tell(self, op: list[str], a: list[str], who: np.ndarray) -> None:
+        """Threads find what others of their warp hold, all of which must have come this far."""
+        warps = who[::_WARP]
+        lanes = np.arange(_WARP)
+        whole = (warps % _WARP == 0).all() and np.array_equal(who, (warps[:, None] + lanes).ravel())
+        assert whole and (self.value(a[-1], TYPES["s32"], who) == -1).all(), "only some threads of a warp are here"
+        given = self.value(a[1], TYPES["pred" if op[0] == "vote" else op[-1]], who).reshape(-1, _WARP)
+        if op[0] == "vote":
+            assert op[2] == "any"
+            found = np.repeat(given.any(axis=1), _WARP)
+        else:
+            other = self.value(a[2], TYPES["u32"], who).reshape(-1, _WARP)
+            found = np.take_along_axis(given, {"idx": other, "bfly": lanes ^ other}[op[2]], axis=1).ravel()
+        self.put(a[0].partition("|")[0], found, who)
 
     def call(self, a: list[str], who: np.ndarray) -> None:
         result, name, given = a
@@ -210,7 +229,7 @@ def _names(text: str) -> list[str]:
 def run(ptx: str, arguments: Sequence[int], arrays: Sequence[np.ndarray], blocks: int, threads: int) -> dict[str, int]:
     """Launch the kernel of a PTX text. Returns the widest load and store in bytes."""
     module = parse(ptx)
-    memory = Memory(arrays, module.shared_size)
+    memory = Memory(arrays, module.shared_size, 1 if re.search(r"\b(ld|st)\.global\.[bsu]8\b", ptx) else 2)
     parameters = dict(zip(module.entry.parameters, map(int, arguments), strict=True))
     every = np.arange(threads)
     with np.errstate(all="ignore"):

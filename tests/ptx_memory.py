@@ -4,16 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_WORD = 2  # bytes of the smallest access; the grain at which races are looked for
 _NOBODY = -1
 
 
 class Span:
-    """One array, or a block's shared memory, and who has touched each word of it."""
+    """One array, or a block's shared memory, and who has touched each word of `grain` bytes of it."""
 
-    def __init__(self, start: int, raw: np.ndarray):
+    def __init__(self, start: int, raw: np.ndarray, grain: int):
         self.start, self.raw = start, raw
-        words = -(-raw.size // _WORD) + 1
+        words = -(-raw.size // grain) + 1
         # thread who did it last, and when: times are counted from barrier to barrier
         self.writer, self.written = np.full(words, _NOBODY), np.full(words, _NOBODY)
         self.reader, self.read = np.full(words, _NOBODY), np.full(words, _NOBODY)
@@ -40,10 +39,14 @@ class Span:
 
 
 class Memory:
-    """The arrays a kernel may touch, at their real addresses, and a block's shared memory at small ones."""
+    """The arrays a kernel may touch, at their real addresses, and a block's shared memory at small ones.
 
-    def __init__(self, arrays: Sequence[np.ndarray], shared: int):
-        spans = [Span(a.ctypes.data, a.reshape(-1).view(np.uint8)) for a in arrays if a.nbytes]
+    `grain`: bytes of the smallest access, at which races are looked for.
+    """
+
+    def __init__(self, arrays: Sequence[np.ndarray], shared: int, grain: int):
+        self.grain = grain
+        spans = [Span(a.ctypes.data, a.reshape(-1).view(np.uint8), grain) for a in arrays if a.nbytes]
         self.spans = sorted(spans, key=lambda s: s.start)
         self.starts = np.array([s.start for s in self.spans], np.uint64)
         self.widest: dict[str, int] = {"ld": 0, "st": 0}
@@ -53,7 +56,7 @@ class Memory:
     def enter(self, block: int) -> None:
         """A block begins; its shared memory holds whatever was there, here NaNs."""
         self.block, self.now = block, self.now + 1
-        self.shared = Span(0, np.full(self.size, 0xFF, np.uint8))
+        self.shared = Span(0, np.full(self.size, 0xFF, np.uint8), self.grain)
 
     def barrier(self) -> None:
         self.now += 1
@@ -80,7 +83,7 @@ class Memory:
         size = dtype.itemsize * lanes
         found = np.empty((len(address), size), np.uint8)
         for span, who, first in self._places(space, address, size, "ld"):
-            span.watch(_words(first, size), threads[who], self.block, self.now, False)
+            span.watch(self._words(first, size), threads[who], self.block, self.now, False)
             found[who] = span.raw[first[:, None] + np.arange(size)]
         if space == "global":
             self.widest["ld"] = max(self.widest["ld"], size)
@@ -90,11 +93,10 @@ class Memory:
         size = values.dtype.itemsize * values.shape[1]
         raw = np.ascontiguousarray(values).view(np.uint8)
         for span, who, first in self._places(space, address, size, "st"):
-            span.watch(_words(first, size), threads[who], self.block, self.now, True)
+            span.watch(self._words(first, size), threads[who], self.block, self.now, True)
             span.raw[first[:, None] + np.arange(size)] = raw[who]
         if space == "global":
             self.widest["st"] = max(self.widest["st"], size)
 
-
-def _words(first: np.ndarray, size: int) -> np.ndarray:
-    return first[:, None] // _WORD + np.arange(max(1, size // _WORD))
+    def _words(self, first: np.ndarray, size: int) -> np.ndarray:
+        return first[:, None] // self.grain + np.arange(max(1, size // self.grain))

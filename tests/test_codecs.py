@@ -15,7 +15,8 @@ from test_machine import PACKED, assembly
 import fastopt as fo
 from fastopt import blocks, codecs, params
 from fastopt.targets import dice, halves
-from fastopt.targets.blocks import load_block, round_block, store_block
+from fastopt.targets.blocks import decoded as decoded_one
+from fastopt.targets.blocks import meaning, round_block, store_block
 from fastopt.targets.pointers import float32_at, q8_at
 
 CODES = np.arange(1 << 16, dtype=np.uint16)
@@ -147,7 +148,49 @@ def test_the_source_of_16_bit_gradients():
 
 
 def _rounded(name, x, key):
-    return ROUND[name](x, np.uint32(key)).view(DTYPES[name]).astype("f4")
+    return ROUND[name](x, np.uint64(key_of(key))).view(DTYPES[name]).astype("f4")
+
+
+@numba.njit
+def key_of(t):
+    return dice.dice_key(np.uint64(t), np.uint64(0), np.uint64(0))
+
+
+@numba.njit
+def throws(n, elements):
+    """Of n steps, the dice of these elements."""
+    found = np.empty((n, len(elements)), np.uint32)
+    for t in range(n):
+        for k, i in enumerate(elements):
+            found[t, k] = dice.dice(key_of(t), np.uint64(i))
+    return found
+
+
+def test_dice_of_an_element_and_of_two_are_independent_from_step_to_step():
+    elements = np.array([0, 1, 2, 3, 7, 255, 256, 65_535, 65_536, 10**6, 2**32 - 1])
+    n = 40_000
+    high = (throws(n, elements) >> 28).astype(int)  # 16 faces
+    for k in range(len(elements)):
+        assert chi_squared(np.bincount(high[:, k], minlength=16)) < 50  # 15 degrees of freedom: 1e-5
+        assert chi_squared(np.bincount(high[1:, k] // 4 * 4 + high[:-1, k] // 4, minlength=16)) < 50  # and the next one
+        for j in range(k):
+            pairs = high[:, k] // 2 * 8 + high[:, j] // 2
+            assert chi_squared(np.bincount(pairs, minlength=64)) < 130  # 63 degrees: 1e-6
+
+
+def chi_squared(counts):
+    expected = counts.sum() / len(counts)
+    return ((counts - expected) ** 2 / expected).sum()
+
+
+def test_the_next_dice_is_that_of_the_next_element():
+    @numba.njit
+    def both(key, i):
+        return dice.next_dice(key, dice.dice(key, i)), dice.dice(key, i + np.uint64(1))
+
+    for i in (0, 1, 255, 2**32 - 1, 2**40):
+        a, b = both(np.uint64(key_of(3)), np.uint64(i))
+        assert a == b
 
 
 def _round_loop(function):
@@ -195,11 +238,13 @@ def _kernels(codes, scales, x, how, key):
     while first < n:
         end = min(first + np.uint64(256), n)
         if how == 0:
-            load_block(c, s, at, first, end)
+            block = meaning(s[first // np.uint64(256)])
+            for i in range(first, end):
+                at[i] = decoded_one(c[i], block)
         elif how == 1:
             store_block(c, s, at, first, end)
         else:
-            round_block(c, s, at, first, end, np.uint32(key))
+            round_block(c, s, at, first, end, key_of(key))
         first = end
 
 
@@ -207,6 +252,12 @@ def stored(x, how=1, key=0):
     codes, scales = np.zeros(x.size, np.uint8), np.zeros(-(-x.size // 256), np.float32)
     _kernels(codes, scales, x, how, key)
     return codes, scales
+
+
+def relative(kind):
+    """The levels of a kind of block, of the largest."""
+    levels = blocks.levels(*kind).astype("f8")
+    return levels / levels[-1]
 
 
 def decoded(codes, scales):
@@ -219,11 +270,10 @@ def decoded(codes, scales):
 @pytest.mark.parametrize("scale", [-1.0, 1.0, -3.7e-12, 2.5e-30, 1e30])
 def test_all_256_codes_come_back(scale, how):
     codes = np.arange(256, dtype=np.uint8)
-    if scale > 0:
-        codes[128] = 129  # -128 is no code
     scales = np.array([scale], np.float32)
     x = decoded(codes, scales)
     np.testing.assert_allclose(x, blocks.decode(codes, scales), rtol=1e-6)  # a few roundings
+    assert list(np.signbit(x)) == list((codes > 127) & (scale > 0))  # code 128 is -0
     again, scales_again = stored(x, how)
     np.testing.assert_array_equal(again, codes)
     np.testing.assert_allclose(scales_again, scales, rtol=1e-6)
@@ -244,7 +294,7 @@ def test_each_number_goes_to_one_of_its_two_levels(seed, n, kind):
     # a kernel takes -0, too, for a number below 0
     signed = np.repeat([np.signbit(b).any() for b in np.split(x, range(256, n, 256))], 256)[:n]
     top = np.repeat([np.abs(b).max() for b in np.split(x, range(256, n, 256))], 256)[:n].astype("f8")
-    three, four = (np.arange(129) / 127.0) ** 3, (np.arange(257) / 255.0) ** 4
+    three, four = (relative(kind) for kind in (blocks.SIGNED, blocks.UNSIGNED))
     for how in (1, 2):
         y = decoded(*stored(x, how, seed))
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -252,9 +302,8 @@ def test_each_number_goes_to_one_of_its_two_levels(seed, n, kind):
             got = np.nan_to_num(np.abs(y) / top)
         for mask, levels in ((signed, three), (~signed, four)):
             k = np.clip(np.searchsorted(levels, share[mask] * (1 + 1e-6), side="right") - 1, 0, len(levels) - 2)
-            low, high = levels[k] - 1e-6 * levels[k], levels[k + 1] * (1 + 1e-6)
-            # a number just below a level may count as that level, and so go to the next one with chance 0
-            assert ((got[mask] >= low - levels[k] * 2e-3 - 1e-12) & (got[mask] <= high)).all()
+            low, high = levels[k] * (1 - 1e-6), levels[k + 1] * (1 + 1e-6)
+            assert ((got[mask] >= low) & (got[mask] <= high)).all()
         assert (np.sign(y)[~signed] == np.sign(x)[~signed]).all()  # never to 0
         assert ((y == 0) | (np.sign(y) == np.sign(x))).all()
 
@@ -264,7 +313,8 @@ def test_a_block_with_a_nan_or_an_infinity_is_nan():
     x[3], x[513] = np.nan, -np.inf
     for how in (1, 2):
         y = decoded(*stored(x, how))
-        assert np.isnan(y[:256]).all() and (y[256:512] == 1).all() and np.isnan(y[512:]).all()
+        assert np.isnan(y[:256]).all() and np.isnan(y[512:]).all()
+        np.testing.assert_allclose(y[256:512], 1, rtol=1e-6)
 
 
 @settings(max_examples=40, deadline=None)
@@ -281,7 +331,7 @@ def test_any_floats(numbers):
             elif top < np.finfo(np.float32).tiny:
                 assert not b.any()
             else:
-                assert (np.abs(b.astype("f8") - a) <= 0.025 * np.float64(top)).all()
+                assert (np.abs(b.astype("f8") - a) <= 0.032 * np.float64(top)).all()
                 k = np.abs(a).argmax()
                 assert b[k] == pytest.approx(a[k], rel=1e-6)
 
@@ -289,11 +339,14 @@ def test_any_floats(numbers):
 def test_8_bits_by_chance_are_right_on_average():
     rng = np.random.default_rng(1)
     for x in (rng.standard_normal(256).astype("f4"), (rng.standard_normal(256) ** 2).astype("f4")):
-        found = np.mean([decoded(*stored(x, 2, key)).astype("f8") for key in range(0, 40_000_000, 10_007)], 0)
+        found = np.mean([decoded(*stored(x, 2, key)).astype("f8") for key in range(3997)], 0)
         near = [decoded(*stored(x, how, 5)) for how in (1, 2)]
-        gap = np.abs(x) ** (2 / 3) * np.abs(x).max() ** (1 / 3) * 3 / 127 + np.abs(x).max() * 127.0**-3
-        assert (np.abs(near[0] - x) <= 0.6 * gap).all()
-        assert (np.abs(found - x) < 5 * 0.5 * gap / np.sqrt(3997)).all()  # five standard errors
+        levels = relative(blocks.SIGNED if (x < 0).any() else blocks.UNSIGNED)
+        gap = np.diff(levels, append=2)[np.searchsorted(levels, np.abs(x) / np.abs(x).max(), side="right") - 1]
+        gap *= np.abs(x).max()
+        most = np.abs(x) >= levels[1] * np.abs(x).max()  # a smaller number of an unsigned block is never 0
+        assert (np.abs(near[0] - x) <= 0.5001 * gap)[most].all() and (np.abs(near[1] - x) <= 1.0001 * gap).all()
+        assert (np.abs(found - x) < 5 * 0.5 * gap / np.sqrt(3997))[most].all()  # five standard errors
 
 
 def test_writing_from_numpy_is_to_the_nearest():
@@ -347,6 +400,6 @@ def test_no_worse_than_the_dynamic_map_on_states_of_adam():
 
         true = update(m, v)
         assert rms(ours[0] - m) <= rms(theirs[0] - m)
-        assert rms(update(ours[0], v) - true) <= rms(update(theirs[0], v) - true)
+        assert rms(update(ours[0], v) - true) <= 1.1 * rms(update(theirs[0], v) - true)  # the smallest m beside tiny v
         assert rms(update(m, ours[1]) - true) <= rms(update(m, theirs[1]) - true)
-        assert rms(ours[1] - v) <= 1.25 * rms(theirs[1] - v)  # 128 of its 255 levels are for the upper nine tenths
+        assert rms(ours[1] - v) <= 1.1 * rms(theirs[1] - v)  # 128 of its 255 levels are for the upper nine tenths

@@ -82,7 +82,14 @@ def test_the_benchmark_runs_dry_and_stores_nothing(tmp_path):
     root = Path(__file__).parent.parent
     done = subprocess.run([*command, "--fake"], cwd=root, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    for what in ("copy on the device", "AdamW, 5 tensors", "AdamW 2^26, 2 blocks of 512", "adamw 2^8", "dry run"):
+    for what in (
+        "copy on the device",
+        "AdamW, 5 tensors",
+        "AdamW 2^26, 2 blocks of 512",
+        "in q8",
+        "adamw 2^8",
+        "dry run",
+    ):
         assert what in done.stdout
     assert not out.exists()
 

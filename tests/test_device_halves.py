@@ -76,16 +76,6 @@ def test_one_state_and_three_and_what_memory_says(gpu):
     assert str(opt.memory()) == str(twin.memory()) and opt.memory().state_bytes == 6 * opt.num_parameters
 
 
-def test_8_bits_are_for_the_host(gpu):
-    for options in ({"memory": "8bit"}, {"state_dtype": {"m": "q8"}}):
-        with pytest.raises(fo.DeviceError, match="on a GPU use state_dtype='bf16' or memory='16bit'"):
-            fo.adamw(there(gpu, small()), **options)
-    with pytest.raises(
-        fo.DeviceError, match="`m` of `adamw` in 8 bits is for the CPU; on a GPU use state_dtype='bf16'"
-    ):
-        fo.source(fo.adamw, "cuda", state_dtype="q8")
-
-
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
 @pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
 def test_parameters(gpu, dtype, rounding):

@@ -154,7 +154,7 @@ def test_masters(gpu, master):
 
 @pytest.mark.parametrize("gradient", [np.dtype("f4"), np.dtype("f8")], ids=str)
 def test_machine_code(gradient):
-    low = lowered(lower(fo.adamw, chosen(fo.adamw)), "lazy", fo.adamw, "w")
+    low = lowered(lower(fo.adamw, chosen(fo.adamw)), "lazy", fo.adamw, "w", (N, C))
     module = cuda.kernels("adamw", low, F4, gradient)
     text = cuda.ptx(module, "kernel", CAPABILITY)
     assert ".local" not in text and "div.u64" not in text and "call" not in text

@@ -503,7 +503,7 @@ def test_loops_over_rows_are_packed_and_ask_for_memory_ahead(reading):
     if platform.machine().lower() not in ("x86_64", "amd64"):
         pytest.skip("no patterns for this processor")
     rule, f4 = fo.rmsprop, np.dtype(np.float32)
-    low = lowered(lower(rule, tuple((n, False) for n in rule.switches)), reading, rule, "w")
+    low = lowered(lower(rule, tuple((n, False) for n in rule.switches)), reading, rule, "w", (N, 256))
     code = assembly(cpu.source(rule.name, low, f4, f4, False))
     for operation in ("add", "mul", "div", "sqrt"):
         assert re.search(PACKED.format(operation), code), operation

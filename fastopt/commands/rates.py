@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastopt.groups import Group
+from fastopt.group import Group
 from fastopt.rules import CATALOGUE
 from fastopt.schema import REQUIRED, Rule
 

@@ -13,7 +13,7 @@ from fastopt.commands import picture, rates
 from fastopt.commands.bench import duration, interleave
 from fastopt.commands.models import Dataset, Network
 from fastopt.commands.peers import numpy_naive
-from fastopt.groups import Group
+from fastopt.group import Group
 from fastopt.minimize import Result, minimize
 from fastopt.progress import need
 from fastopt.schema import Rule

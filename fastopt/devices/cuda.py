@@ -33,6 +33,7 @@ class Cuda:
         captured: plans that graphs hold; kept as long as the optimizer.
     """
 
+    blocks_by_rows = False
     clock: DeviceArray
     control: DeviceArray
 
@@ -110,11 +111,6 @@ class Cuda:
             raise DeviceError(
                 f"sparse is {sparse!r}, which parameters on a GPU cannot have; there rows without a gradient wait: "
                 "leave it out, or say sparse='lazy'."
-            )
-        if "q8" in (settings.storage.every, *settings.storage.named.values()):
-            raise DeviceError(
-                "state in 8 bits ('q8', memory='8bit') is for parameters in host memory; on a GPU use "
-                "state_dtype='bf16' or memory='16bit'."
             )
         for k, array in enumerate(owned):
             if settings.lowered(k, array).matrices:

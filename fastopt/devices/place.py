@@ -24,7 +24,12 @@ _T, _STEPS = 0, 2  # the clock: steps done, is one under way, then the steps of 
 
 
 class Place(Protocol):
-    """The operations in which host and device differ."""
+    """The operations in which host and device differ.
+
+    `blocks_by_rows`: can kernels of rules that walk along rows take state in 8 bits?
+    """
+
+    blocks_by_rows: bool
 
     def parameter(self, x: Any, name: str) -> Any: ...
     def output(self, x: Any, name: str) -> Any:
@@ -77,6 +82,7 @@ class Place(Protocol):
 class Host:
     """The CPU."""
 
+    blocks_by_rows = True
     parameter = staticmethod(arrays.parameter)
     output = staticmethod(arrays.output)
     zeros = staticmethod(arrays.zeros)

@@ -143,7 +143,7 @@ def build(
             rule, lowered, gradient = settings.rule(k), segment.lowered, codecs.of(kind[-1])
             by_rows = kind[:1] == "r"
             if by_rows:
-                lowered = rows_of(lowered, "lazy", rule, settings.names[k])
+                lowered = rows_of(lowered, "lazy", rule, settings.names[k], segment.array.shape)
             which = rule, lowered, codecs.of(segment.array.dtype), gradient
             groups.setdefault((which, k if by_rows else -1), []).append(k)
     _check_groups(settings, [which for which, _ in groups])

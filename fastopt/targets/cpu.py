@@ -16,7 +16,7 @@ from fastopt.targets import loops, numbers, rows, text
 
 # Bytes of parameters, gradients and state above which a step uses all threads. On idle cores a second one pays from
 # 1 MiB on, but on busy cores a parallel launch waits for the scheduler, milliseconds: there must be something to win.
-PARALLEL_BYTES = 1 << 22
+PARALLEL_BYTES = 1 << 21
 
 # No fastmath flag at all: strict IEEE arithmetic gives the same bits on every CPU, thread count and split into chunks,
 # keeps NaN tests alive, and costs at most a tenth where data sits in cache, nothing where it comes from memory.
@@ -107,8 +107,13 @@ def source(
         else "",
         rows="from fastopt.targets.touched import AHEAD, add, compose, fetch\n" if lowered.touched else "",
         noise=("from fastopt.targets.noise import noise_key, normal\n" if lowered.noises else "")
-        + ("from fastopt.targets.blocks import load_block, round_block, store_block\n" if lowered.scales else "")
-        + ("from fastopt.targets.dice import dice, dice_key, other_half\n" if lowered.rounded else ""),
+        + (
+            "from fastopt.targets.blocks import decoded, meaning, round_block, store_block\n"
+            "from fastopt.targets.intrinsics import widest\n"
+            if lowered.scales
+            else ""
+        )
+        + ("from fastopt.targets.dice import dice, dice_key\n" if lowered.rounded else ""),
         halves=text.halves(kernels),
         dtype=of["p"].real,
         wide="\nwide = np.float64  # numbers and sums" if lowered.slots else "",

@@ -5,6 +5,7 @@ Grids: "chunks", any number of blocks, which share out the chunks; "parameters",
 share them out; "one" block. The results have the same bits for any number of blocks, given the arrays' alignment.
 """
 
+import re
 from functools import cache
 from types import ModuleType
 
@@ -15,7 +16,7 @@ from fastopt.codecs import Codec
 from fastopt.errors import DeviceError
 from fastopt.lowered import Lowered
 from fastopt.passes import Pass
-from fastopt.targets import cpu, cuda_clock, cuda_loops, cuda_numbers, cuda_touched, text
+from fastopt.targets import cpu, cuda_blocks, cuda_clock, cuda_loops, cuda_numbers, cuda_touched, text
 
 THREADS = 256  # that of cuda_sums.py, which cannot be imported without numba-cuda
 
@@ -75,13 +76,15 @@ def source(
     """The text of the kernels of a lowered rule for parameters of `dtype` and gradients of another (or the same).
 
     With the names of the rule's hyperparameters, also that of the kernels that keep `hyper` and the clock. Raises
-    `DeviceError` for state in 8 bits, and for gradients of rows of rules that sum over them.
+    `DeviceError` for what walks along rows with state in 8 bits, and for gradients of rows of rules that sum over them.
     """
     if lowered.touched:
         cuda_touched.check(lowered, rule)
+    if lowered.shaped and lowered.scales:
+        raise DeviceError(
+            f"`{rule}` walks along rows, which on a GPU cannot be done with state in 8 bits; use state_dtype='bf16'."
+        )
     of = text.dtypes(lowered, dtype, gradient)
-    if blocked := [b for b, codec in of.items() if codec.blocked]:
-        raise DeviceError(f"`{blocked[0]}` of `{rule}` in 8 bits is for the CPU; on a GPU use state_dtype='bf16'.")
     real = of["p"].real
     totals = text.totals(lowered)
     kernels, launches, everywhere = [], [], {}
@@ -101,7 +104,8 @@ def source(
         launches += [f'    ("{n}", {n}, SIGNATURE, "{grid}"),' for n, body, grid in made if body]
         if found := cuda_numbers.everywhere(q):
             everywhere[f"gather_{k}"] = tuple(found)
-    whole, constants = text.unsigned("".join(kernels))
+    whole = "".join(kernels)
+    whole, constants = text.unsigned(cuda_blocks.functions(whole) + whole)
     decorator = "@cuda.jit(device=True)"
     found = _MODULE.format(
         title=f"{rule}: {of['p']} parameters, {of['g']} gradients",
@@ -123,16 +127,18 @@ def source(
 
 
 def _helpers(kernels: str) -> str:
-    words = text.words([kernels])
-    accesses = [f"{d}_{what}" for d in ("float32", "float64", "uint16", "uint64") for what in ("load", "store")]
+    called = set(re.findall(r"(\w+)\(", kernels))
+    accesses = sorted(w for w in called if re.fullmatch(r"(float|uint)\d+_(load|store)(_some)?", w))
     lines = text.halves([kernels])
     for module, names in (
+        ("blocks", ["chance_of", "decoded", "half", "meaning", "minus", "size", "to_signed", "to_unsigned"]),
         ("cuda_sums", ["block_total", "fold"]),
-        ("dice", ["dice", "dice_key", "other_half"]),
+        ("cuda_warps", ["common_scale", "told"]),
+        ("dice", ["dice", "dice_key"]),
         ("noise", ["noise_key", "normal"]),
         ("vectors", accesses),
     ):
-        if used := [n for n in names if n in words]:
+        if used := [n for n in names if n in called]:
             lines += f"from fastopt.targets.{module} import {', '.join(used)}\n"
     return lines
 

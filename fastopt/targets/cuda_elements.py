@@ -1,9 +1,9 @@
 """What a pass does to an element on CUDA: a function, and the lines that call it for one element or several."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fastopt.blocks import BLOCK
 from fastopt.codecs import Codec
 from fastopt.lowered import Lowered
 from fastopt.passes import Number, Pass
@@ -11,6 +11,8 @@ from fastopt.statements import Level
 from fastopt.targets import masters, text
 
 SHARED = 48 << 10  # bytes of shared memory that every GPU gives a block
+WARP = 32  # threads
+LANES = BLOCK // WARP  # those of a block of numbers in 8 bits, which a warp takes
 _USUAL = 4  # lanes: those of float32
 
 _UPDATE = """
@@ -60,11 +62,22 @@ class Elements:
     @property
     def buffers(self) -> list[str]:
         """What is loaded or stored."""
-        return list(dict.fromkeys([b for _, b in self.inputs] + [b for b, _ in self.outputs]))
+        return list(dict.fromkeys([b for _, b in self.inputs] + self.stored))
+
+    @property
+    def stored(self) -> list[str]:
+        return [b for b, _ in self.outputs]
+
+    @property
+    def blocked(self) -> list[str]:
+        """Those in 8 bits."""
+        return [b for b in self.buffers if self.of[b].blocked]
 
     @property
     def lanes(self) -> int:
         """Elements of the widest access; fewer where a block's sums of so many columns would not fit."""
+        if self.blocked:
+            return LANES
         lanes = 16 // min((self.of[b].itemsize for b in self.buffers), default=16)
         while lanes > _USUAL and self.shared(lanes) > SHARED:
             lanes //= 2
@@ -89,8 +102,7 @@ class Elements:
         ]
         lines = [f"{local} = {value}" for local, value in loads if local != value] + list(self.q.body)
         lines += [f"whole = {value}" for b, value in self.q.stores if b == "p" and kind]
-        rolled = sorted({w for w in text.words(code for _, code in self.outputs) if re.fullmatch(r"dice_\d+", w)})
-        return lines + [f"{word} = dice(key_{word[5:]}, i)" for word in rolled]
+        return lines
 
     @property
     def _results(self) -> list[str]:
@@ -103,10 +115,10 @@ class Elements:
         return [(key, seed) for key, seed in self.lowered.noises if key in named]
 
     @property
-    def dice(self) -> list[tuple[str, int]]:
-        """(key, its number) of the random bits by which numbers are rounded."""
-        named = text.words(self._lines)
-        return [(f"key_{k}", k) for k in range(len(self.lowered.rounded)) if f"key_{k}" in named]
+    def dice(self) -> list[str]:
+        """Keys of the random bits by which the results are rounded."""
+        named = text.words(self._results)
+        return [key for key in text.dice(self.lowered) if key in named]
 
     def columns(self, *more: str) -> list[tuple[int, str]]:
         """(k, name) of the columns of `hyper` that the statements, or these lines, name."""
@@ -116,7 +128,7 @@ class Elements:
     @property
     def _constants(self) -> list[str]:
         """What the function is given besides elements, numbers and, for random numbers, the index."""
-        return [n for _, n in self.columns()] + [key for key, _ in (*self.noises, *self.dice)]
+        return [n for _, n in self.columns()] + [key for key, _ in self.noises] + self.dice
 
     def function(self) -> str:
         given = [argument for argument, _ in self.inputs] + [n.name for n in self.q.uses] + self._constants
@@ -129,18 +141,28 @@ class Elements:
 
     def lines(self, n: int) -> list[str]:
         """Load n elements of every buffer, from `i` on, update each, store and add up."""
-        of, stores, totals = self.of, [b for b, _ in self.outputs], [slot(t) for t, _ in self.q.totals]
+        of, lanes = self.of, range(n)
         lines = [f"{local}_in = {of[b].moved}_load({b}_at, i, {n})" for local, b in self.inputs]
+        lines += self.updates(n)
+        lines += [f"{of[b].moved}_store({b}_at, i, ({listing(f'{b}_out{k}' for k in lanes)}))" for b in self.stored]
+        lines += self.adds(lanes)
+        return lines + columns_lines([slot(t) for t, _ in self.sums(Level.COLUMN)], n, self.lanes)
+
+    def updates(self, n: int) -> list[str]:
+        """Call the function for n loaded elements, from `i` on."""
+        totals, lines = [slot(t) for t, _ in self.q.totals], []
         for k in range(n):
             given = [f"{local}_in[{k}]" for local, _ in self.inputs]
             given += [_at(u, k) if u.level is Level.COLUMN else u.name for u in self.q.uses]
             given += self._constants + [f"i + np.uint64({k})"] * bool(self.noises or self.dice)
-            results = listing([f"{b}_out{k}" for b in stores] + [f"total{t}_out{k}" for t in totals])
+            results = listing([f"{b}_out{k}" for b in self.stored] + [f"total{t}_out{k}" for t in totals])
             lines.append(f"{results} = update_{self.name}({', '.join(given)})")
-        lines += [f"{of[b].moved}_store({b}_at, i, ({listing(f'{b}_out{k}' for k in range(n))}))" for b in stores]
+        return lines
+
+    def adds(self, lanes: Iterable[int]) -> list[str]:
+        """Add these of the results to the sums that a thread has for itself."""
         flat = [slot(t) for t, _ in self.sums(Level.REDUCED, Level.ROW)]
-        lines += [f"sum{t} += total{t}_out{k}" for t in flat for k in range(n)]
-        return lines + columns_lines([slot(t) for t, _ in self.sums(Level.COLUMN)], n, self.lanes)
+        return [f"sum{t} += total{t}_out{k}" for t in flat for k in lanes]
 
 
 def columns_lines(slots: list[int], n: int, lanes: int) -> list[str]:

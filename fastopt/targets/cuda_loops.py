@@ -5,7 +5,7 @@ from fastopt.errors import DeviceError
 from fastopt.lowered import Lowered
 from fastopt.passes import Pass
 from fastopt.statements import VECTORS, Level
-from fastopt.targets import cuda_rows, text
+from fastopt.targets import cuda_blocks, cuda_rows, text
 from fastopt.targets.cuda_elements import SHARED, Elements, misaligned, slot
 
 # `while` loops: `for i in range(a, b, stride)` costs a 64-bit division.
@@ -48,7 +48,7 @@ def kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, Codec], totals: i
         return ""
     by_rows = any(n.level in VECTORS for n in (*q.uses, *(n for n, _ in q.totals)))
     flat = it.sums(Level.REDUCED)
-    frame = cuda_rows.loop(it, threads) if by_rows else _plain(it)
+    frame = cuda_rows.loop(it, threads) if by_rows else cuda_blocks.loop(it) if it.blocked else _plain(it)
     done = [f"sums[np.uint64({k}), thread] = sum{slot(n)}" for k, (n, _) in enumerate(flat)]
     if flat:
         done += [f"fold(sums, np.uint64({len(flat)}), thread, threads)", "if thread == np.uint64(0):"]
@@ -67,7 +67,7 @@ def kernel(name: str, lowered: Lowered, q: Pass, of: dict[str, Codec], totals: i
     return it.function() + _KERNEL.format(
         name=name,
         shared="".join(f"    {line}\n" for line in shared),
-        threads=f"np.uint64({threads})" if shared or by_rows else "np.uint64(cuda.blockDim.x)",
+        threads=f"np.uint64({threads})" if shared or by_rows or it.blocked else "np.uint64(cuda.blockDim.x)",
         unpack=text.indent(unpack(it), 8),
         loop=text.indent([f"sum{slot(n)} = 0.0" for n, _ in flat] + frame.splitlines(), 8),
         done="".join(f"        {line}\n" for line in done),
@@ -84,14 +84,17 @@ def unpack(it: Elements) -> list[str]:
     lines.append(f"table = segment * np.uint64({len(it.of)})")
     rows = [n.vector for n in (*it.q.uses, *(n for n, _ in it.sums(Level.ROW))) if n.level in VECTORS]
     parts = [f"partial{slot(n)}" for n, _ in it.sums(Level.COLUMN)]
-    for b in dict.fromkeys([*it.buffers, *rows, *parts]):
+    scales = [f"{b}_scale" for b in it.blocked]
+    for b in dict.fromkeys([*it.buffers, *scales, *rows, *parts]):
         lines.append(f"{b}_at = addresses[table + np.uint64({it.lowered.buffers.index(b)})]")
     for name, seed in it.noises:  # numbered from 0
         key = f"addresses[table + np.uint64({it.lowered.buffers.index('key')})]"
         lines.append(f"{name} = noise_key({seed}, clock[0], {key}, {name.removeprefix('noise')})")
-    for name, k in it.dice:
-        key = f"addresses[table + np.uint64({it.lowered.buffers.index('key')})]"
-        lines.append(f"{name} = dice_key(clock[0], {key}, {k})")
+    rolled = {*it.dice, *(f"key_{b}" for b in it.stored if b in it.blocked and b in it.lowered.rounded)}
+    for name, k in text.dice(it.lowered).items():
+        if name in rolled:
+            key = f"addresses[table + np.uint64({it.lowered.buffers.index('key')})]"
+            lines.append(f"{name} = dice_key(clock[0], {key}, {k})")
     for n in it.q.uses:
         if n.level is Level.REDUCED:
             lines.append(f"{n.name} = real(reduced[segment * np.uint64({it.lowered.slots}) + np.uint64({n.slot})])")

@@ -57,6 +57,11 @@ def check(lowered: Lowered, rule: str) -> None:
     """Raise `DeviceError` for a rule that no kernel here can run, though the CPU's can."""
     if lowered.touched != "lazy":
         raise DeviceError(f"sparse={lowered.touched!r} of `{rule}` is for the CPU; on a GPU use sparse='lazy'.")
+    if lowered.scales:
+        raise DeviceError(
+            f"`{rule}` cannot take a gradient of rows on a GPU: its state is in blocks of 8 bits; use "
+            'state_dtype="bf16", or give it a dense gradient.'
+        )
     numbers = [n for q in lowered.passes for n in q.numbers]
     if len(lowered.passes) > 1 or any(n.total or n.level in VECTORS or n.inner in VECTORS for n in numbers):
         raise DeviceError(

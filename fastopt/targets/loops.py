@@ -1,7 +1,6 @@
 """The loop over the elements of a chunk on the CPU: plain, with running sums, or row by row."""
 
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from fastopt.blocks import BLOCK
 from fastopt.codecs import Codec
@@ -26,22 +25,25 @@ while first < hi:
     first += width
 {done}"""
 
-# State in 8 bits is decoded into the task's room, a block at a time, as if it were an array of float32 that begins at
-# `first`; the loop is the same, and encodes it again. A chunk is a whole number of blocks.
+# State in 8 bits is decoded where it is loaded; what replaces it waits in the task's room, as if that were an array of
+# float32 that begins at `first`, until its block is done and can be encoded. A chunk is a whole number of blocks.
 _BLOCKS = """\
+widest()
 {clear}
 first = lo
 while first < hi:
     end = min(first + np.uint64({block}), hi)
-{decode}
+{before}
     for i in range(first, end):
 {loop}
 {encode}
     first = end
 {done}"""
 
-# A chunk is a run of whole rows: the sum of a row is complete here, that of a column is the chunk's part.
+# A chunk is a run of whole rows: the sum of a row is complete here, that of a column is the chunk's part. A row is a
+# whole number of blocks where state is in 8 bits.
 _ROWS = """\
+{widest}
 columns, step = addresses[segment, {columns}], addresses[segment, {step}]
 width = min(columns, np.uint64({block}))
 clear(lanes[task], width)
@@ -51,8 +53,10 @@ while lo < hi:  # a row
 {values}
     first, end = lo, lo + columns
     while first < end:
+{before}
         for i in range(first, min(first + width, end)):
 {loop}
+{encode}
         first += width
 {sums}
     lo = end
@@ -75,32 +79,32 @@ def elements(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
     buffers = dict.fromkeys(b for b in lowered.buffers if b in used(lowered, q))
     buffers |= dict.fromkeys([n.vector for n in (*rows, *columns, *(n for n, _ in of_rows))])
     buffers |= dict.fromkeys([_part(n) for n, _ in of_columns])
-    unpack = noises(lowered, [*loop, *_encode(lowered, q, lowered.scales.values())])
+    unpack = noises(lowered, [*loop, *encode(lowered, q, "first", "end")])
     unpack = text.columns(lowered, loop + unpack, "{}") + unpack
     unpack += [f"{n.name} = real(reduced[segment, {n.slot}])" for n in q.uses if n.level is Level.REDUCED]
-    blocked = [b for b in buffers if of[b].blocked]
-    unpack += [f"{b}_at = {text.pointer(lowered, b, of[b])}" for b in buffers if b not in blocked]
-    unpack += [f"{b}_codes_at = {text.pointer(lowered, b, of[b])}" for b in blocked]
-    unpack += [f"{s}_at = {text.pointer(lowered, s, of[s])}" for s, b in lowered.scales.items() if b in blocked]
+    unpack += pointers(lowered, buffers, of)
     done = [f"partials[chunk, {_slot(n)}] = drain(lanes[task, {_slot(n)}], width)" for n, _ in of_all]
     if rows or columns or of_rows or of_columns:
         frame = _ROWS.format(
+            widest="widest()" if blocked(lowered, q) else "",
             columns=lowered.buffers.index("columns"),
             step=lowered.buffers.index("step"),
             block=BLOCK,
             zero="\n".join(f"clear_part({_part(n)}_at, part, columns)" for n, _ in of_columns),
             values=text.indent([f"{n.name} = real({n.vector}_at[row])" for n in rows], 4),
+            before=text.indent(before(lowered, q, "first"), 8),
             loop=text.indent(loop, 12),
+            encode=text.indent(encode(lowered, q, "first", "first + width"), 8),
             sums=text.indent([f"{n.vector}_at[row] = drain(lanes[task, {_slot(n)}], width)" for n, _ in of_rows], 4),
             done="\n".join(done),
         )
-    elif blocked:
+    elif blocked(lowered, q):
         frame = _BLOCKS.format(
             block=BLOCK,
             clear=f"width = min(hi - lo, np.uint64({BLOCK}))\nclear(lanes[task], width)" if of_all else "",
-            decode=text.indent(_decode(lowered, q, blocked), 4),
+            before=text.indent(before(lowered, q, "first"), 4),
             loop=text.indent(loop, 8),
-            encode=text.indent(_encode(lowered, q, blocked), 4),
+            encode=text.indent(encode(lowered, q, "first", "end"), 4),
             done="\n".join(done),
         )
     elif of_all:
@@ -111,9 +115,21 @@ def elements(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
 
 
 def used(lowered: Lowered, q: Pass) -> set[str]:
-    """What a pass reads or writes, of each element."""
+    """What a pass reads or writes, of each element or block."""
     found = {b for _, b in q.loads} | {b for b, _ in q.stores}
+    found |= {s for s, b in lowered.scales.items() if b in found}
     return found | {"master"} if lowered.master and "p" in found else found
+
+
+def blocked(lowered: Lowered, q: Pass) -> list[str]:
+    """Those of them that are in 8 bits."""
+    return [b for b in lowered.scales.values() if b in used(lowered, q)]
+
+
+def pointers(lowered: Lowered, buffers: Iterable[str], of: Mapping[str, Codec]) -> list[str]:
+    """Lines that say where buffers begin; of those in 8 bits, their codes."""
+    names = {b: f"{b}_codes" if of[b].blocked else b for b in buffers}
+    return [f"{name}_at = {text.pointer(lowered, b, of[b])}" for b, name in names.items()]
 
 
 def loads(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
@@ -121,9 +137,13 @@ def loads(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
     return [
         f"{local} = {masters.load(lowered.master, of)}"
         if b == "p" and lowered.master
-        else f"{local} = {text.load(b, f'{b}_at[i]', of)}"
+        else f"{local} = {text.load(b, _element(b, of[b]), of)}"
         for local, b in q.loads
     ]
+
+
+def _element(buffer: str, codec: Codec) -> str:
+    return f"decoded({buffer}_codes_at[i], {buffer}_meaning)" if codec.blocked else f"{buffer}_at[i]"
 
 
 def stores(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
@@ -135,23 +155,24 @@ def stores(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
             lines += masters.store(lowered.master, of, value)
         else:
             lines.append(f"{b}_at[i] = {text.result(b, value, of, chances)}")
-    rolled = sorted(word for word in text.words(lines) if re.fullmatch(r"dice_\d+", word))
-    return [f"{word} = dice(key_{word[5:]}, i)" for word in rolled] + lines
-
-
-def _decode(lowered: Lowered, q: Pass, blocked: Iterable[str]) -> list[str]:
-    lines, loaded = [], [b for _, b in q.loads]
-    for b in blocked:
-        k = list(lowered.scales.values()).index(b)
-        lines.append(f"{b}_at = float32_at(rooms[task] + np.uint64({k * 4 * BLOCK}) - np.uint64(4) * first)")
-        if b in loaded:
-            lines.append(f"load_block({b}_codes_at, {b}_scale_at, {b}_at, first, end)")
     return lines
 
 
-def _encode(lowered: Lowered, q: Pass, blocked: Iterable[str]) -> list[str]:
-    stored = [b for b, _ in q.stores if b in blocked]
-    places = [f"{b}_codes_at, {b}_scale_at, {b}_at, first, end" for b in stored]
+def before(lowered: Lowered, q: Pass, first: str) -> list[str]:
+    """Lines about the block at `first`, of what is in 8 bits: what its codes mean, and where results wait."""
+    loaded, stored = [b for _, b in q.loads], [b for b, _ in q.stores]
+    decoded = [b for b in blocked(lowered, q) if b in loaded]
+    lines = [f"{b}_meaning = meaning({b}_scale_at[{first} // np.uint64({BLOCK})])" for b in decoded]
+    for k, b in enumerate(lowered.scales.values()):
+        if b in stored:
+            lines.append(f"{b}_at = float32_at(rooms[task] + np.uint64({k * 4 * BLOCK}) - np.uint64(4) * {first})")
+    return lines
+
+
+def encode(lowered: Lowered, q: Pass, first: str, end: str) -> list[str]:
+    """Lines that put them back."""
+    stored = [b for b, _ in q.stores if b in blocked(lowered, q)]
+    places = [f"{b}_codes_at, {b}_scale_at, {b}_at, {first}, {end}" for b in stored]
     return [
         f"round_block({at}, key_{b})" if b in lowered.rounded else f"store_block({at})"
         for b, at in zip(stored, places, strict=True)
@@ -163,8 +184,7 @@ def noises(lowered: Lowered, loop: list[str]) -> list[str]:
     named = [(key, seed) for key, seed in lowered.noises if key in text.words(loop)]
     key = f"addresses[segment, {lowered.buffers.index('key')}]" if named else ""
     keys = [f"{name} = noise_key({seed}, clock[0], {key}, {name[5:]})" for name, seed in named]
-    words = [*map(str, range(len(lowered.rounded))), *lowered.scales.values()]
-    rolled = {f"key_{w}": k for k, w in enumerate(words) if f"key_{w}" in text.words(loop)}
+    rolled = {key: k for key, k in text.dice(lowered).items() if key in text.words(loop)}
     key = f"addresses[segment, {lowered.buffers.index('key')}]" if rolled else ""
     return keys + [f"{name} = dice_key(clock[0], {key}, {k})" for name, k in rolled.items()]
 

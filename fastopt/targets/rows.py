@@ -62,7 +62,6 @@ steps_at[row] = stop
 if group < now:
     compose(products_at, group, now, room_)
 {matrix}
-    for i in range(first, first + length):
 {product}
 if present == now:
     group = np.uint64(0)
@@ -73,11 +72,14 @@ _PLAIN = """\
 for i in range(first, first + length):
 {loop}"""
 
-_SUMS = """\
+# With running sums side by side, or state in 8 bits, of which a row is a whole number of blocks: see `loops.py`.
+_STRIPS = """\
 start = first
 while start < first + length:
+{before}
     for i in range(start, min(start + width, first + length)):
 {loop}
+{encode}
     start += width
 {sums}"""
 
@@ -101,13 +103,18 @@ def elements(lowered: Lowered, of: dict[str, Codec]) -> list[str]:
     buffers = [b for b in lowered.buffers if b in used and b != "g"]
     noises = loops.noises(lowered, passes)
     once = [f"{n.name}_wide = reduced[segment, {n.slot}]" for n in before(lowered).numbers]
-    once += [f"{b}_at = {text.pointer(lowered, b, of[b])}" for b in buffers]
+    once += loops.pointers(lowered, buffers, of)
+    if lowered.scales:
+        once += ["widest()", f"blocks = length // np.uint64({BLOCK})"]
+    if lowered.scales or any(q.totals for q in lowered.passes):
+        once += [f"width = min(length, np.uint64({BLOCK}))"]
     if any(q.totals for q in lowered.passes):
-        once += [f"width = min(length, np.uint64({BLOCK}))", "clear(lanes[task], width)"]
+        once += ["clear(lanes[task], width)"]
     columns = text.columns(lowered, passes + noises, "{}")
     how = {"gradient": of["g"], "itemsize": of["g"].itemsize}
+    once = noises + once
     if lowered.touched == "lazy":
-        once = columns + noises + once
+        once = columns + once
         steps = _LAZY.format(passes="\n".join(passes), **how)
     else:
         known = {"now": "now", "present": "present", "stop": "end", "zeros": "zeros"}
@@ -119,17 +126,17 @@ def elements(lowered: Lowered, of: dict[str, Codec]) -> list[str]:
             steps = _EXACT.format(columns=text.indent(columns, 4), passes=text.indent(passes, 4), **how)
         else:
             live = ["p", *lowered.state]
-            once += [f"{b}_at = {text.pointer(lowered, b, of[b])}" for b in live if b not in buffers]
+            once += loops.pointers(lowered, [b for b in (*live, *lowered.scales) if b not in buffers], of)
             once += [*columns, f"products_at = float64_at(addresses[segment, {place['products']}])"]
             once += [f"room_ = np.empty((2, {len(live)}, {len(live)}))"]
             matrix, product = _product(lowered, live, of)
             steps = _CLOSED.format(
-                matrix=text.indent(matrix, 4), product=text.indent(product, 8), passes=text.indent(passes, 4), **how
+                matrix=text.indent(matrix, 4), product=text.indent(product, 4), passes=text.indent(passes, 4), **how
             )
     frame = _TOUCHED.format(
         **{n: place[n] for n in ("columns", "places", "order", "sums")},
         once="\n".join(once),
-        fetches=text.indent([_fetch(lowered, b, of[b].itemsize) for b in buffers], 4),
+        fetches=text.indent([_fetch(lowered, b, of[b]) for b in buffers], 4),
         steps=text.indent(steps.splitlines(), 4),
         **how,
     )
@@ -137,19 +144,19 @@ def elements(lowered: Lowered, of: dict[str, Codec]) -> list[str]:
 
 
 def _product(lowered: Lowered, live: list[str], of: dict[str, Codec]) -> tuple[list[str], list[str]]:
-    """Lines that take a matrix out of its room, and those that multiply elements by it."""
+    """Lines that take a matrix out of its room, and those that multiply the elements of a row by it."""
     d = range(len(live))
     matrix = [f"m{i}_{j}_ = real(room_[0, {i}, {j}])" for i in d for j in d]
     values = [" + ".join(f"m{i}_{j}_ * x{j}_" for j in d) for i in d]
     stores = (*zip(live, values, strict=True), *(((COPY, values[0]),) if COPY in of else ()))
     q = replace(lowered.passes[0], loads=tuple((f"x{j}_", b) for j, b in enumerate(live)), stores=stores)
-    return matrix, [*loops.loads(lowered, q, of), *loops.stores(lowered, q, of)]
+    return matrix, _row(lowered, replace(q, body=(), totals=()), of)
 
 
-def _fetch(lowered: Lowered, buffer: str, itemsize: int) -> str:
-    width = "" if buffer in lowered.numbers else " * length"
-    start = f"addresses[segment, {lowered.buffers.index(buffer)}] + row{width} * np.uint64({itemsize})"
-    return f"fetch({start}, np.uint64({itemsize}){width})"
+def _fetch(lowered: Lowered, buffer: str, codec: Codec) -> str:
+    width = "" if buffer in lowered.numbers else " * blocks" if buffer in lowered.scales else " * length"
+    start = f"addresses[segment, {lowered.buffers.index(buffer)}] + row{width} * np.uint64({codec.itemsize})"
+    return f"fetch({start}, np.uint64({codec.itemsize}){width})"
 
 
 def _pass(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
@@ -157,15 +164,22 @@ def _pass(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
     lines = [line for n in q.numbers if _inside(lowered, n) for line in _number(lowered, n)]
     lines += [f"{s}_at[row] = {new}_wide" for s, new in q.kept if lowered.numbers[s] is Level.ROW]
     lines += [f"{n.name} = real({n.name}_wide)" for n in q.uses]
+    return lines + _row(lowered, q, of)
+
+
+def _row(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
+    """The elements of a row."""
     loop = [*loops.loads(lowered, q, of), *q.body, *loops.stores(lowered, q, of)]
     totals = [(n.total[0], n.name, value) for n, value in q.totals if n.total]
-    if totals:
-        loop += [f"lanes[task, {k}, i - start] += wide({value})" for k, _, value in totals]
-        sums = [f"{name}_wide = drain(lanes[task, {k}], width)" for k, name, _ in totals]
-        lines += _SUMS.format(loop=text.indent(loop, 8), sums="\n".join(sums)).splitlines()
-    elif loop:
-        lines += _PLAIN.format(loop=text.indent(loop, 4)).splitlines()
-    return lines
+    loop += [f"lanes[task, {k}, i - start] += wide({value})" for k, _, value in totals]
+    if totals or loops.blocked(lowered, q):
+        return _STRIPS.format(
+            before=text.indent(loops.before(lowered, q, "start"), 4),
+            loop=text.indent(loop, 8),
+            encode=text.indent(loops.encode(lowered, q, "start", "start + width"), 4),
+            sums="\n".join(f"{name}_wide = drain(lanes[task, {k}], width)" for k, name, _ in totals),
+        ).splitlines()
+    return _PLAIN.format(loop=text.indent(loop, 4)).splitlines() if loop else []
 
 
 def _inside(lowered: Lowered, n: Number) -> bool:

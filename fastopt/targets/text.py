@@ -95,7 +95,7 @@ def result(buffer: str, value: str, of: Mapping[str, Codec], chances: Mapping[st
     if buffer == "g":
         return value  # 0, whose code is 0 in every codec
     codec = of[buffer]
-    value = value if buffer in ("p", COPY) else f"flush({value})"
+    value = value if buffer in ("p", COPY) or codec.blocked else f"flush({value})"
     if codec.coded and buffer in chances:
         return f"round_{codec}({value}, {chances[buffer]})"
     if codec.coded:
@@ -104,9 +104,13 @@ def result(buffer: str, value: str, of: Mapping[str, Codec], chances: Mapping[st
 
 
 def chances(lowered: Lowered) -> dict[str, str]:
-    """Buffers in 16 bits that are rounded by chance -> half of a word of random bits: two buffers share a word."""
-    rounded = [b for b in lowered.rounded if b not in lowered.scales.values()]
-    return {b: f"other_half(dice_{k // 2})" if k % 2 else f"dice_{k // 2}" for k, b in enumerate(rounded)}
+    """Buffers in 16 bits that are rounded by chance -> random bits for an element."""
+    return {b: f"dice(key_{b}, i)" for b in lowered.rounded if b not in lowered.scales.values()}
+
+
+def dice(lowered: Lowered) -> dict[str, int]:
+    """Keys of random bits -> their numbers."""
+    return {f"key_{b}": k for k, b in enumerate(lowered.rounded)}
 
 
 def halves(lines: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Loads and stores of 16 bytes at once inside a CUDA kernel, by address. Used by generated code alone.
+"""Loads and stores of 16 bytes at once inside a CUDA kernel, or of single elements. Used by generated code alone.
 
 Nothing else makes Numba emit `ld.global.v4`: not four neighbouring elements, nor alignment hints on arrays.
 """
@@ -7,7 +7,7 @@ from functools import reduce
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.cuda.extending import intrinsic
 
 _GLOBAL = 1  # the address space: such an access need not find out first where it points
@@ -55,6 +55,19 @@ def _join(builder, width, elements):
     return reduce(builder.or_, parts)
 
 
+def _singles(builder, element, width, address, index, count, lanes):
+    """Pointers to single elements, and whether each is one of the first `count`."""
+    first = builder.add(address, builder.mul(index, index.type(width)))
+    for k in range(lanes):
+        pointer = builder.inttoptr(builder.add(first, first.type(k * width)), element.as_pointer(_GLOBAL))
+        yield pointer, builder.icmp_unsigned("<", count.type(k), count)
+
+
+def _check(values, element):
+    if any(v != element for v in values):
+        raise TypeError(f"the rule gives {values}, the buffer holds {element}")  # a float64 has crept in
+
+
 def _make(element: Any):  # a type of Numba
     width = element.bitwidth // 8
 
@@ -80,8 +93,7 @@ def _make(element: Any):  # a type of Numba
     @intrinsic
     def store(typing_context, address, index, values):
         """Write a tuple of elements from `index` on; aligned like `load`."""
-        if any(v != element for v in values):
-            raise TypeError(f"the rule gives {values}, the buffer holds {element}")  # a float64 has crept in
+        _check(values, element)
 
         def codegen(context, builder, signature, arguments):
             address, index, given = arguments
@@ -101,10 +113,45 @@ def _make(element: Any):  # a type of Numba
 
         return types.void(types.uint64, types.uint64, values), codegen
 
-    return load, store
+    @intrinsic
+    def load_some(typing_context, address, index, lanes, count):
+        """As `load`, one by one and wherever they are; only the first `count` are read, the others are 0."""
+        if not isinstance(lanes, types.IntegerLiteral):
+            return None
+        n = lanes.literal_value
+
+        def codegen(context, builder, signature, arguments):
+            address, index, _, count = arguments
+            kind, values = context.get_value_type(element), []
+            for k, (pointer, here) in enumerate(_singles(builder, kind, width, address, index, count, n)):
+                slot = cgutils.alloca_once_value(builder, kind(0), name=f"lane{k}")
+                with builder.if_then(here):
+                    builder.store(builder.load(pointer, align=width), slot)
+                values.append(builder.load(slot))
+            return context.make_tuple(builder, signature.return_type, values)
+
+        return types.UniTuple(element, n)(types.uint64, types.uint64, lanes, types.uint64), codegen
+
+    @intrinsic
+    def store_some(typing_context, address, index, values, count):
+        """Write the first `count` of a tuple, one by one and wherever they are."""
+        _check(values, element)
+
+        def codegen(context, builder, signature, arguments):
+            address, index, given, count = arguments
+            kind, n = context.get_value_type(element), len(signature.args[2])
+            for k, (pointer, here) in enumerate(_singles(builder, kind, width, address, index, count, n)):
+                with builder.if_then(here):
+                    builder.store(builder.extract_value(given, k), pointer, align=width)
+            return context.get_dummy_value()
+
+        return types.void(types.uint64, types.uint64, values, types.uint64), codegen
+
+    return load, store, load_some, store_some
 
 
-float32_load, float32_store = _make(types.float32)
-float64_load, float64_store = _make(types.float64)
-uint16_load, uint16_store = _make(types.uint16)  # codes of float16 and bfloat16
-uint64_load, uint64_store = _make(types.uint64)  # of tables
+float32_load, float32_store, float32_load_some, float32_store_some = _make(types.float32)
+float64_load, float64_store, float64_load_some, float64_store_some = _make(types.float64)
+uint8_load, uint8_store, uint8_load_some, uint8_store_some = _make(types.uint8)  # codes in blocks
+uint16_load, uint16_store, uint16_load_some, uint16_store_some = _make(types.uint16)  # codes of float16 and bfloat16
+uint64_load, uint64_store, uint64_load_some, uint64_store_some = _make(types.uint64)  # of tables

@@ -283,3 +283,23 @@ def test_16_bits(torch, dtype, options):
         opt.step(g), twin.step({k: x.cuda() for k, x in g.items()})
     for k, x in start.items():  # columns may differ in the last bit, and then, rarely, so does a rounded number
         assert (x.view(torch.int16) != there[k].cpu().view(torch.int16)).sum() <= 1 + 1e-4 * x.numel()
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
+def test_8_bits(rounding):
+    rng = np.random.default_rng(0)
+    host = {f"p{n}": rng.standard_normal(n).astype("f4") for n in (31, 4096, 100_003)}
+    packed = fo.pack(host, device="cuda")
+    options = {"lr": 0.01, "memory": "8bit", "rounding": rounding}
+    opt, twin = fo.adamw(host, **options), fo.adamw(packed, precise=True, **options)
+    for _ in range(5):
+        g = {k: rng.standard_normal(x.shape).astype("f4") for k, x in host.items()}
+        fill(packed, g)
+        opt.step(g), twin.step()
+    for s in ("m", "v"):  # made of g and of what was stored alone, with no logarithm of the device
+        for k in host:
+            assert twin.state[s][k].copy_to_host().tobytes() == opt.state[s][k].tobytes()
+        for k in ("p4096", "p100003"):
+            assert twin.state[f"{s}_scale"][k].copy_to_host().tobytes() == opt.state[f"{s}_scale"][k].tobytes()
+    for k in host:
+        np.testing.assert_allclose(packed[k].copy_to_host(), host[k], rtol=1e-6, atol=1e-6)
