@@ -44,7 +44,8 @@ class Posing(TorchDispatchMode):
         return torch.nn.Parameter(copy) if isinstance(x, torch.nn.Parameter) else copy
 
     def cpu(self, x):
-        """A copy on the host."""
+        """A copy on the host, which waits for what is on a device."""
+        assert self.waiting or self.device(x) == HOST, "a copy to the host waits for the device"
         with _disable_current_modes():
             return x.detach().clone()
 
@@ -110,6 +111,7 @@ def torch_on_fake(monkeypatch):
     posing = Posing()
     posing.gpu = TorchDriver(posing)
     monkeypatch.setattr(where, "device", posing.device)
+    monkeypatch.setattr(where, "host", posing.cpu)
     monkeypatch.setattr(where, "stream", lambda device: {0: lambda: 7, 1: lambda: 11}[device])
     monkeypatch.setattr(place, "PRECISE", True)
     driver.install(posing.gpu)

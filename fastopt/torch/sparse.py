@@ -11,7 +11,7 @@ import torch
 from fastopt import touched
 from fastopt.rows import Rows
 from fastopt.rows_launch import RowsLaunch
-from fastopt.torch import place
+from fastopt.torch import place, where
 from fastopt.torch.part import Part
 
 
@@ -44,16 +44,16 @@ class Sparse:
 
 def _rows(g: torch.Tensor, array: Any) -> Rows:
     """Indices need not be coalesced: the step sums rows that come twice. Those on a device the host waits for."""
-    indices, values = g._indices().cpu(), g._values().detach()
+    indices, values = where.host(g._indices()), g._values().detach()
     values = values if values.dtype == torch.float64 else values.float()
     if indices.shape[0] == 1:
-        where = indices[0].numpy()
+        index = indices[0].numpy()
     else:
         # an index that is out of range in its own axis may still be one of a row: so it becomes -1, which is none
-        where = np.zeros(indices.shape[1], np.int64)
+        index = np.zeros(indices.shape[1], np.int64)
         good = np.ones(indices.shape[1], np.bool_)
         for axis, n in zip(indices.numpy(), g.shape, strict=False):
-            where = where * n + axis
+            index = index * n + axis
             good &= (axis >= 0) & (axis < n)
-        where = np.where(good, where, -1)
-    return Rows(np.ascontiguousarray(where), values.reshape(len(values), array.shape[1]).contiguous())
+        index = np.where(good, index, -1)
+    return Rows(np.ascontiguousarray(index), values.reshape(len(values), array.shape[1]).contiguous())
