@@ -1,8 +1,8 @@
 """The step on a CUDA device, in one command of under eight minutes: `python -m benchmarks.cuda [--out FILE.json]`.
 
 Copy bandwidth of the device; each rule's share of it from 2^16 to 2^28 elements; AdamW with state in fewer bits, and
-beside whatever peers are installed, for 1, 148 and 1,000 tensors; what a launch costs the host; replays of a graph; a
-sweep of grids and blocks.
+beside whatever peers are installed, for 1, 148 and 1,000 tensors; the torch classes beside torch's, with gradients that
+stay and that move; what a launch costs the host; replays of a graph; a sweep of grids and blocks.
 
 Seconds are of the wall clock around many steps and one wait for the device, medians of several such. Nothing is stored
 without a real device. `--fake` walks the same way through the tests' fake driver, with tiny arrays and no figures.
@@ -170,6 +170,21 @@ def replay(bench: Bench) -> None:
         bench.add(f"graph replay, {count} x {each}", microseconds=again * 1e6, eager=eager * 1e6)
 
 
+def torch_classes(bench: Bench) -> None:
+    """`fastopt.torch.AdamW` beside `torch.optim.AdamW`: the whole step, with all checks, and the host's part."""
+    if bench.fake or not cuda_peers.torch_on_cuda():
+        bench.add("torch classes", note="needs PyTorch with CUDA")
+        return
+    for count, each in ((1, 10**7), (148, 1_000), (148, 100_000), (1000, 100)):
+        for kind in ("stable", "moving"):
+            if bench.late:
+                return
+            steps = cuda_peers.torch_classes(count, each, kind)
+            found = {name: bench.seconds(step) * 1e6 for name, step in steps.items()}
+            queued = {f"{name}, host": bench.seconds(step, wait=False) * 1e6 for name, step in steps.items()}
+            bench.add(f"torch classes, AdamW, {count} x {each}, {kind}, microseconds", **found, **queued)
+
+
 def sweep(bench: Bench, rate: float) -> None:
     """Grids and blocks of AdamW's kernel; the library's own choice is the row without numbers in its name."""
     n = 1 << (8 if bench.fake else 26)
@@ -210,6 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
     launch(bench)
     replay(bench)
     against_peers(bench)
+    torch_classes(bench)
     fewer_bits(bench, rate)
     sweep(bench, rate)
     rules(bench, rate)

@@ -50,6 +50,37 @@ def _torch(count: int, each: int) -> dict[str, Callable[[], Any]]:
     return found
 
 
+def torch_classes(count: int, each: int, kind: str, device: str = "cuda") -> dict[str, Callable[[], Any]]:
+    """Name -> a step of a torch class; with "moving" gradients two sets take turns, as after `set_to_none`."""
+    import torch
+
+    import fastopt.torch
+
+    def step(make: Callable[..., Any], **more: Any) -> Callable[[], Any]:
+        params = [torch.full((each,), 0.5, device=device, requires_grad=True) for _ in range(count)]
+        sets = [[torch.full_like(p, 1e-3) for p in params] for _ in range(1 + (kind == "moving"))]
+        opt, turn = make(params, lr=LR, betas=(BETA1, BETA2), eps=EPS, weight_decay=DECAY, **more), 0
+
+        def give() -> None:
+            nonlocal turn
+            turn += 1
+            for p, g in zip(params, sets[turn % len(sets)], strict=True):
+                p.grad = g
+
+        def moving() -> None:
+            give()
+            opt.step()
+
+        give()
+        return moving if len(sets) > 1 else opt.step
+
+    return {
+        "fastopt": step(fastopt.torch.AdamW),
+        "torch fused": step(torch.optim.AdamW, fused=True),
+        "torch foreach": step(torch.optim.AdamW, foreach=True),
+    }
+
+
 _FORMULA = """
     m = beta1 * m + (1 - beta1) * g;
     v = beta2 * v + (1 - beta2) * g * g;

@@ -49,7 +49,7 @@ def distance(params, exact):
 
 @pytest.fixture
 def by_kernels(monkeypatch):
-    monkeypatch.setattr(ft.base.Fast, "_by_torch", lambda self, params: pytest.fail("stepped by torch"))
+    monkeypatch.setattr(ft.base.Fast, "_by_torch", lambda self, params, unscaled: pytest.fail("stepped by torch"))
 
 
 @HALVES

@@ -99,7 +99,7 @@ def test_torchs_numbers_over_random_steps(name, dtype):
 @pytest.mark.parametrize("name", [n for n in MADE if "momentum" not in n])
 def test_kernels_take_the_steps(name, monkeypatch):
     """None of them is torch's own."""
-    monkeypatch.setattr(ft.base.Fast, "_by_torch", lambda self, params: pytest.fail("stepped by torch"))
+    monkeypatch.setattr(ft.base.Fast, "_by_torch", lambda self, params, unscaled: pytest.fail("stepped by torch"))
     run(ft, name, steps=8)
 
 

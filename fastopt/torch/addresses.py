@@ -13,8 +13,8 @@ from weakref import ref
 import numpy as np
 import torch
 
-from fastopt import plan
 from fastopt.errors import ConfigError
+from fastopt.torch import place
 from fastopt.torch.part import Part
 
 _form = attrgetter("shape", "dtype", "is_cpu", "layout")
@@ -44,14 +44,17 @@ class Addresses:
             if not same or g.is_neg() or g.is_conj():
                 self._temporary.append((k, torch.empty_like(p.memory, dtype=g.dtype, requires_grad=False)))
 
-    def aim(self, made: plan.Plan, given: Sequence[Any]) -> None:
+    def of(self, given: Sequence[Any]) -> Sequence[torch.Tensor]:
+        """Those of its own parts."""
+        return self._chosen(given)
+
+    def aim(self, made: Any, given: Sequence[Any]) -> None:
         grads = self._chosen(given)
         self._at, self._ids = list(map(pointer, grads)), list(map(id, grads))
         addresses = np.array(self._at, np.uint64)
         for k, copy in self._temporary:
             addresses[k] = copy.data_ptr()
-        for launch in made.launches:
-            launch.addresses[: len(addresses), 1] = addresses
+        place.point(made, addresses)
         self._seen = None
 
     def are(self, given: Sequence[Any], flat: Sequence[torch.Tensor]) -> bool:
@@ -66,7 +69,7 @@ class Addresses:
                 pass
         return False
 
-    def take(self, made: plan.Plan, given: Sequence[Any], flat: Sequence[torch.Tensor]) -> bool:
+    def take(self, made: Any, given: Sequence[Any], flat: Sequence[torch.Tensor]) -> bool:
         """Point the plan to new gradients; False if they are of other forms."""
         grads = self._chosen(given)
         if list(map(_form, grads)) != self._forms or any(map(torch.Tensor.is_neg, grads)):

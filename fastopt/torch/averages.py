@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from typing import Any, cast
 
+import numpy as np
 import torch
 
-from fastopt import plan
 from fastopt.errors import ConfigError
 from fastopt.launch import Segment
-from fastopt.torch import tensors
+from fastopt.torch import place, tensors, where
 from fastopt.torch.base import Fast
 from fastopt.torch.held import STEPS, Held, T
 from fastopt.torch.kind import DENSE, Rows
@@ -38,9 +38,25 @@ class Averages(Fast):
         of = [k for k, g in enumerate(groups) for _ in g["params"]]
         params = list(chain.from_iterable(g["params"] for g in groups))
         moved = [k for k, p in enumerate(params) if int(dict.get(self.state, p, {}).get("step") or 0)]
-        rows = Rows(self.kind, groups, [of[k] for k in moved], [str(k) for k in moved])
-        parts = [part(params[k], rows, of[k], DENSE) for k in moved]
-        held = Held(self.state, self.kind, rows, parts)
+        places = [where.device(params[k]) for k in moved]
+        shown = [
+            self._shown([(params[k], of[k]) for k, other in zip(moved, places, strict=True) if other == device])
+            for device in dict.fromkeys(places)
+        ]
+        self._aside = [(params[k], params[k].detach().clone()) for k in moved]
+        try:
+            for show in shown:
+                show()
+        except BaseException:
+            self.train()
+            raise
+        torch.autograd.graph.increment_version([params[k] for k in moved])
+
+    def _shown(self, members: Sequence[tuple[torch.Tensor, int]]) -> Callable[[], None]:
+        """What turns parameters, each with its group, all in one place, into averages: compiled, and not begun."""
+        rows = Rows(self.kind, self.param_groups, [row for _, row in members], [str(k) for k in range(len(members))])
+        parts = [part(p, rows, row, DENSE) for p, row in members]
+        held = Held(self.state, self.kind, rows, parts, self.param_groups)
         clock = held.clock.copy()
         clock[T] = max(int(clock[T]) - 1, 0)  # of the step that has been done last
         seen = [rows.stored(rows.seen(p.row, p.tensor.dim()), p.row, p.array) for p in parts]
@@ -49,21 +65,19 @@ class Averages(Fast):
         ]
         kinds = tuple(tensors.KINDS[p.memory.dtype] for p in parts)
         missed = (clock[T] + 1 - clock[STEPS:]).tolist()
-        ready = plan.build(cast(Any, rows), segments, kinds, missed) if parts else None
-        self._aside = [(p.tensor, p.tensor.detach().clone()) for p in parts]
-        try:
+        ready = place.build(parts[0].memory, rows, segments, kinds, clock, missed)
+        place.point(ready, np.zeros(len(parts), np.uint64))  # a view reads no gradient
+
+        def show() -> None:
             for p in parts:
                 if p.copied:
                     p.enter()
-            if ready is not None:
-                ready.run(cast(Any, rows), clock)
+            ready.run(cast(Any, rows), clock, None)
             for p in parts:
                 if p.copied:
                     p.leave()
-        except BaseException:
-            self.train()
-            raise
-        torch.autograd.graph.increment_version([p.tensor for p in parts])
+
+        return show
 
     def train(self) -> None:
         """Put the parameters of training back, see `eval`. Without an `eval` before it does nothing."""

@@ -14,9 +14,10 @@ from torch.optim.optimizer import _global_optimizer_post_hooks as _all_after
 from torch.optim.optimizer import _global_optimizer_pre_hooks as _all_before
 
 from fastopt.errors import ConfigError
-from fastopt.torch import tensors
+from fastopt.torch import tensors, ways
 from fastopt.torch.engine import Engine
 from fastopt.torch.kind import Kind
+from fastopt.torch.several import Several, engine, left
 
 _profiled: Any = vars(torch.autograd)["_profiler_enabled"]
 _params = itemgetter("params")
@@ -74,7 +75,7 @@ class Fast(torch.optim.Optimizer):
     """What all classes here share. Abstract."""
 
     kind: ClassVar[Kind]
-    _engine: Engine | None = None
+    _engine: Engine | Several | None = None
     _flat: Sequence[torch.Tensor] = ()  # per parameter its gradient, once `use_flat_grads` was called
     _buffers: Sequence[torch.Tensor] = ()  # the memory of those
 
@@ -93,7 +94,7 @@ class Fast(torch.optim.Optimizer):
             self.use_flat_grads()
 
     def use_flat_grads(self) -> None:
-        """Keep all gradients in one buffer per dtype, of which every `p.grad` is a view from now on.
+        """Keep all gradients in one buffer per dtype and device, of which every `p.grad` is a view from now on.
 
         `backward` adds into them, `zero_grad` fills the buffers with zeros whatever `set_to_none` says, and a step
         need not look for addresses. A parameter that a loss does not reach then has a gradient of 0, not None: it is
@@ -104,7 +105,8 @@ class Fast(torch.optim.Optimizer):
             if not tensors.ordinary(p) or (p.grad is not None and p.grad.layout is not torch.strided):
                 raise ConfigError(
                     f"use_flat_grads: a parameter of shape {tuple(p.shape)} and dtype {p.dtype} on `{p.device}` cannot "
-                    "have its gradient in a buffer; expected dense tensors in CPU memory, of real or complex numbers."
+                    "have its gradient in a buffer; expected dense tensors in CPU or CUDA memory, of real or complex "
+                    "numbers."
                 )
         flat, self._buffers = tensors.flat_like(params)
         for p, g in zip(params, flat, strict=True):
@@ -142,22 +144,26 @@ class Fast(torch.optim.Optimizer):
                 loss = closure()
         groups = self.param_groups
         params = list(chain.from_iterable(map(_params, groups)))
-        given = list(map(_grad, params))
+        given, scaled = list(map(_grad, params)), None
         if hasattr(self, "found_inf"):
-            given = self._unscaled(given)
-            if given is None:
-                return loss
-        engine = self._engine
-        if engine is None or not engine.fits(groups, self.state, params, given, self._flat):
+            found = vars(self)["found_inf"]
+            if found is not None and left(self.kind, groups, params, given):
+                scaled = vars(self).get("grad_scale"), found
+            else:
+                given = self._unscaled(given)
+                if given is None:
+                    return loss
+        mine = self._engine
+        if mine is None or not mine.fits(groups, self.state, params, given, self._flat):
             self._engine = None  # whatever fails from here on, the next step looks again
             if type(self.state) is not States:
                 self._own_state()
-            engine = Engine(type(self).__name__, self.kind, groups, self.state, given)
-        engine.prepare(given)
-        if engine.others:
-            self._by_torch(engine.others)
-        engine.run(given)
-        self._engine = engine
+            mine = engine(type(self).__name__, self.kind, groups, self.state, params, given)
+        mine.prepare(given)
+        if mine.others:
+            self._by_torch(mine.others, unscaled=not scaled)
+        mine.run(given, scaled)
+        self._engine = mine
         return loss
 
     def _unscaled(self, given: list[Any]) -> list[Any] | None:
@@ -180,24 +186,16 @@ class Fast(torch.optim.Optimizer):
                     g.mul_(factor)
         return found
 
-    def _by_torch(self, params: list[torch.Tensor]) -> None:
-        """Let torch's own class step `params` alone."""
-        kind, name = self.kind, type(self).__name__
-        if kind.torch is None:
-            if any(p.grad is not None and p.grad.layout is not torch.strided for p in params):
-                raise RuntimeError(f"{name} does not support sparse gradients")
-            odd = params[0]
-            raise ConfigError(
-                f"{name}: a parameter of shape {tuple(odd.shape)}, dtype {odd.dtype} on `{odd.device}`, with a "
-                f"gradient of dtype {odd.grad.dtype if odd.grad is not None else None}, is none that kernels can "
-                "step; expected float32, float64, complex pairs of them, bfloat16 or float16 in CPU memory."
-            )
-        step = kind.torch.step
+    def _by_torch(self, params: list[torch.Tensor], unscaled: bool) -> None:
+        """Let torch's own class step `params` alone. `unscaled`: what a GradScaler left to the step is done."""
+        if self.kind.torch is None:
+            raise ways.refusal(type(self).__name__, params)
+        step = self.kind.torch.step
         while getattr(step, "hooked", False):  # hooks and profile are those of our step
             step = step.__wrapped__  # type: ignore[attr-defined]
         chosen = set(map(id, params))
         kept = [g["params"] for g in self.param_groups]
-        scaled = {n: vars(self).pop(n) for n in ("grad_scale", "found_inf") if n in vars(self)}  # that is done
+        scaled = {n: vars(self).pop(n) for n in ("grad_scale", "found_inf") if n in vars(self) and unscaled}
         try:
             for g in self.param_groups:
                 g["params"] = [p for p in g["params"] if id(p) in chosen]

@@ -14,10 +14,10 @@ from zlib import crc32
 
 import torch
 
-from fastopt import plan, threads
+from fastopt import threads
 from fastopt.errors import ConfigError
 from fastopt.launch import Segment
-from fastopt.torch import tensors, ways
+from fastopt.torch import place, tensors, ways, where
 from fastopt.torch.addresses import Addresses, pointer
 from fastopt.torch.held import STEPS, Held, T
 from fastopt.torch.kind import Kind, Rows
@@ -29,7 +29,7 @@ _NOT_VALUES = ("params", "param_names")
 
 
 class Engine:
-    """Steps the parameters that have a gradient. `others` are those that only torch's own class can step.
+    """Steps the parameters in one place that have a gradient. `others`: those that only torch's own class can step.
 
     Args:
         name: of the class, for errors.
@@ -37,9 +37,18 @@ class Engine:
         groups: `opt.param_groups`.
         state: `opt.state`.
         given: the gradients of all parameters, in order, None where there is none.
+        device: the number of the CUDA device whose parameters it steps.
     """
 
-    def __init__(self, name: str, kind: Kind, groups: Sequence[dict[str, Any]], state: Any, given: Sequence[Any]):
+    def __init__(
+        self,
+        name: str,
+        kind: Kind,
+        groups: Sequence[dict[str, Any]],
+        state: Any,
+        given: Sequence[Any],
+        device: int = where.HOST,
+    ):
         self._kind, self._groups, self._state = kind, groups, state
         self._all = list(chain.from_iterable(map(_params, groups)))
         self._of = [k for k, g in enumerate(groups) for _ in g["params"]]
@@ -49,7 +58,8 @@ class Engine:
         self._habits = [ways.of_group(kind, g) for g in groups]
 
         self._none = [g is None for g in given]
-        live = [k for k, none in enumerate(self._none) if not none]
+        live = [k for k, none in enumerate(self._none) if not none and where.device(self._all[k]) == device]
+        self._asked = Rows(kind, groups, [], []) if device != where.HOST else None
         found = {k: self._way(k, given[k]) for k in live}
         dense = [k for k in live if found[k] == ways.DENSE]
         mine = dense + [k for k in live if found[k] >= 0]  # those with rows last
@@ -60,11 +70,13 @@ class Engine:
             if kind.torch is None:
                 raise ConfigError(f"{name}: two parameters share memory; give each tensor once, or a copy of it.")
             dense, mine, parts = [], [], []
-        self._parts = parts
+        self._parts, self._places = parts, mine
         self.others = [self._all[k] for k in live if k not in set(mine)]
         self._looked_at = {k: way for k, way in found.items() if way != ways.DENSE}  # dense ones by `Addresses`, fast
 
-        self._held = Held(state, kind, rows, parts)
+        if parts:
+            place.check(device)
+        self._held = Held(state, kind, rows, parts, groups)
         self._params = [p.tensor for p in parts]
         self._pointers = list(map(pointer, self._params))
         self._copied = [p for p in parts if p.copied]
@@ -74,16 +86,20 @@ class Engine:
         self._plan = self._planned(given) if parts else None
 
     def _way(self, k: int, g: torch.Tensor) -> int:
-        row = self._of[k]
-        return ways.of(self._kind, self._groups[row], self._habits[row], self._all[k], g)
+        row, p = self._of[k], self._all[k]
+        way = ways.of(self._kind, self._groups[row], self._habits[row], p, g)
+        return ways.TORCH if self._asked and self._asked.lowered(row, p.dim()).matrices else way
 
-    def _planned(self, given: Sequence[Any]) -> plan.Plan:
-        segments = [Segment(p.array, p.row, p.lowered, p.state, crc32(b"%d" % k)) for k, p in enumerate(self._parts)]
+    def _planned(self, given: Sequence[Any]) -> Any:
+        segments = [
+            Segment(p.array, p.row, p.lowered, p.state, crc32(b"%d" % k))
+            for k, p in zip(self._places, self._parts, strict=True)
+        ]
         kinds = [tensors.KINDS[dtype] for dtype in self._addresses.kinds]
         kinds += ["rd" if given[k].dtype == torch.float64 else "rf" for k in self._sparse.places]
         clock = self._held.clock
         missed = (clock[T] - clock[STEPS:]).tolist()
-        made = plan.build(cast(Any, self._rows), segments, tuple(kinds), missed, {}, "lazy")
+        made = place.build(self._parts[0].memory, self._rows, segments, tuple(kinds), clock, missed)
         self._addresses.aim(made, given)
         return made
 
@@ -130,19 +146,27 @@ class Engine:
         if self._plan is not None:
             self._sparse.aim(self._plan, given)
 
-    def run(self, given: Sequence[Any]) -> None:
-        """One step of all parameters but `others`, with the gradients that `fits` or `__init__` saw."""
+    def run(self, given: Sequence[Any], scaled: tuple[Any, torch.Tensor] | None = None) -> None:
+        """One step of all parameters but `others`, with the gradients that `fits` or `__init__` saw.
+
+        `scaled`: what a GradScaler left to this step on a device: its scale or None, and whether to skip it.
+        """
         if self._plan is None:
             return
+        if scaled:
+            self._plan.place.scale(*scaled, self._addresses.of(given))
         for p in self._copied:
             p.enter()
         self._addresses.copy(given)
-        self._plan.run(cast(Any, self._rows), self._held.clock)
+        self._plan.run(cast(Any, self._rows), self._held.clock, None)
         for p in self._copied:
             p.leave()
         torch.autograd.graph.increment_version(self._params)  # a graph that saved them must not go backward any more
         self._sparse.release(self._plan)
-        self._held.stepped()
+        if scaled:
+            self._held.stepped(self._plan.place.settle())
+        else:
+            self._held.stepped()
 
 
 def _names(groups: Sequence[Mapping[str, Any]]) -> list[str]:

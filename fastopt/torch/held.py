@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from operator import is_
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastopt.torch import tensors, where
 from fastopt.torch.kind import Kind, Rows
 from fastopt.torch.part import Part, adopt, start
 
@@ -17,13 +18,15 @@ T, STEPS = 0, 2  # of the clock: steps done, is one under way, then the steps of
 
 
 class Held:
-    """The states of `parts` in `state`, which is `opt.state`: those that are missing start.
+    """The states of `parts`, all in one place, in `state`, which is `opt.state`: those that are missing start.
+
+    `groups` are `opt.param_groups`; they say of which parameters `step` is on a CUDA device, too.
 
     Attributes:
-        clock: int64, as kernels read it.
+        clock: int64, as kernels read it; of parameters on a CUDA device a copy.
     """
 
-    def __init__(self, state: Any, kind: Kind, rows: Rows, parts: Sequence[Part]):
+    def __init__(self, state: Any, kind: Kind, rows: Rows, parts: Sequence[Part], groups: Sequence[Mapping[str, Any]]):
         self._state = state
         began = []
         held: list[dict[str, Any]] = []
@@ -38,29 +41,33 @@ class Held:
                 dict.__setitem__(state, p.tensor, fresh)
             held.append(fresh)
         self._watched: list[np.ndarray] = []  # what others may write into
-        self._counts: list[np.ndarray] = []
-        self._numbers: list[tuple[np.ndarray, np.ndarray]] = []  # as torch keeps them, as kernels do
+        self._away: list[torch.Tensor] = []  # on a device
+        self._counts: list[Any] = []  # arrays, on a device tensors
+        self._numbers: list[tuple[Any, Any]] = []  # as torch keeps them, as kernels do
+        devices = [None if where.device(p.memory) == where.HOST else p.memory for p in parts]
         self._plain = held if kind.counted and kind.plain else []  # whose `step` is an int, not a tensor
-        steps = [0 if mine["step"] is None else int(mine["step"]) for mine in held] if kind.counted else []
+        steps = [int(n) for n in _read([mine["step"] for mine in held])] if kind.counted else []
         for mine, n in zip(self._plain, steps, strict=False):
             mine["step"] = n
         if kind.counted and not kind.plain:
-            self._counts = [array for array, _ in self._share(held, "step", steps)]
+            there = [d if kind.beside(groups[p.row]) else None for d, p in zip(devices, parts, strict=True)]
+            self._counts = [_array(numbers) for numbers, _ in self._share(held, "step", steps, there)]
         for name in dict.fromkeys(n for p in parts for n in p.narrow):
             having = [p for p in parts if name in p.narrow]
             dicts = [h for p, h in zip(parts, held, strict=True) if name in p.narrow]
             key = kind.key(name)
-            values = [
-                start(p, rows, name) if h[key] is None else float(h[key]) for p, h in zip(having, dicts, strict=True)
-            ]
-            for narrow, members in self._share(dicts, key, values):
-                wide = narrow.astype(np.float64)
+            values = _read(
+                [start(p, rows, name) if h[key] is None else h[key] for p, h in zip(having, dicts, strict=True)]
+            )
+            there = [d for d, p in zip(devices, parts, strict=True) if name in p.narrow]
+            for narrow, members in self._share(dicts, key, values, there):
+                wide = narrow.double()
                 for i, k in enumerate(members):
-                    having[k].state[name] = wide[i, ...]
-                self._numbers.append((narrow, wide))
-        for pair in chain.from_iterable(p.rounded for p in parts):
-            self._watched.append(pair[0])
-            self._numbers.append(pair)
+                    having[k].state[name] = tensors.view(wide[i], shaped=True)
+                self._numbers.append((_array(narrow), _array(wide)))
+        for narrow, wide in chain.from_iterable(p.rounded for p in parts):
+            self._watch(narrow)
+            self._numbers.append((_array(narrow), _array(wide)))
         steps = steps or [int(b) for b in began]
         self.clock = np.array([max(steps, default=0), 0, *steps], np.int64)
         self._dicts, self._held = list(dict.values(state)), held
@@ -69,24 +76,42 @@ class Held:
         self._note()
 
     def _share(
-        self, held: Sequence[dict[str, Any]], key: str, values: Sequence[float]
-    ) -> list[tuple[np.ndarray, list[int]]]:
-        """Make the numbers under `key` views of one array a dtype, so that a step writes them all at once."""
+        self, held: Sequence[dict[str, Any]], key: str, values: Sequence[float], there: Sequence[torch.Tensor | None]
+    ) -> list[tuple[torch.Tensor, list[int]]]:
+        """Make the numbers under `key` views of one tensor a dtype, so that a step writes them all at once.
+
+        `there`: what they are to lie beside on a device; None: on the host.
+        """
         usual = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
         types = [x.dtype if isinstance(x := mine[key], torch.Tensor) else usual for mine in held]
+        kinds = [(dtype, near is None) for dtype, near in zip(types, there, strict=True)]
         found = []
-        for dtype in dict.fromkeys(types):
-            members = [k for k, d in enumerate(types) if d == dtype]
-            array = torch.tensor([values[k] for k in members], dtype=dtype).numpy()
-            for i, k in enumerate(members):
-                held[k][key] = torch.from_numpy(array[i, ...])
-            self._watched.append(array)
-            found.append((array, members))
+        for kind in dict.fromkeys(kinds):
+            members = [k for k, other in enumerate(kinds) if other == kind]
+            numbers = torch.tensor([values[k] for k in members], dtype=kind[0], device="cpu")
+            near = there[members[0]]
+            if near is None:
+                pieces = [torch.from_numpy(numbers.numpy()[i, ...]) for i in range(len(members))]
+            else:
+                numbers = near.detach().new_empty(len(members), dtype=kind[0]).copy_(numbers)
+                pieces = [numbers[i] for i in range(len(members))]
+            for k, piece in zip(members, pieces, strict=True):
+                held[k][key] = piece
+            self._watch(numbers)
+            found.append((numbers, members))
         return found
+
+    def _watch(self, x: torch.Tensor) -> None:
+        if where.device(x) == where.HOST:
+            self._watched.append(x.numpy())
+        else:
+            self._away.append(x)
 
     def written(self) -> bool:
         """Has somebody written into a `step` or a number?"""
         if any(w.tobytes() != seen for w, seen in zip(self._watched, self._bytes, strict=True)):
+            return True
+        if self._away and [x._version for x in self._away] != self._versions:
             return True
         return bool(self._plain) and [mine.get("step") for mine in self._plain] != self._ints
 
@@ -100,10 +125,10 @@ class Held:
             return True
         return [x.data_ptr() for x in owned if isinstance(x, torch.Tensor)] != self._owned_at
 
-    def stepped(self) -> None:
-        """After a step of the kernels: what they do not write themselves."""
+    def stepped(self, went: Any = 1) -> None:
+        """After a step of the kernels: what they do not write themselves. `went`: 0 on the device if it was skipped."""
         for counts in self._counts:
-            counts += 1
+            counts += went
         for mine in self._plain:
             mine["step"] += 1
         for narrow, wide in self._numbers:
@@ -114,7 +139,21 @@ class Held:
     def _note(self) -> None:
         self._bytes = [w.tobytes() for w in self._watched]
         self._ints = [mine["step"] for mine in self._plain]
+        self._versions = [x._version for x in self._away]
 
     def _found(self) -> list[Any]:
         owned = chain.from_iterable(map(dict.values, self._held))
         return [x for x in owned if type(x) is not int] if self._plain else list(owned)
+
+
+def _read(values: Sequence[Any]) -> list[float]:
+    """Numbers, or tensors that hold one; None is 0. Who has to wait for a device waits once."""
+    away = [k for k, x in enumerate(values) if isinstance(x, torch.Tensor) and where.device(x) != where.HOST]
+    numbers = torch.stack([values[k].detach().double() for k in away]).tolist() if away else []
+    read = dict(zip(away, numbers, strict=True))
+    return [read[k] if k in read else float(x or 0) for k, x in enumerate(values)]
+
+
+def _array(x: torch.Tensor) -> Any:
+    """Numbers to compute with: on the host as NumPy does, which takes less time."""
+    return x.numpy() if where.device(x) == where.HOST else x

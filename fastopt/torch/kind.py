@@ -30,6 +30,7 @@ class Kind:
         names: rule hyperparameter -> key of the group, where it is neither the same nor part of `betas`.
         counted: does `opt.state[p]` hold `step`? If not, a parameter has begun once it has its states.
         plain: is `step` an int, not a tensor?
+        beside: group -> is `step` of a parameter on a CUDA device there, too? If not, it is on the host.
         dense: does the class take dense gradients?
         sparse: group -> do kernels take sparse gradients?
         takes: (group, parameter) -> does the rule say what torch's class does with it?
@@ -42,6 +43,7 @@ class Kind:
     names: Mapping[str, str] = field(default_factory=dict)
     counted: bool = True
     plain: bool = False
+    beside: Callable[[Mapping[str, Any]], bool] = lambda group: bool(group.get("fused"))
     dense: bool = True
     sparse: Callable[[Mapping[str, Any]], bool] = lambda group: False
     takes: Callable[[Mapping[str, Any], torch.Tensor], bool] = lambda group, p: True
@@ -135,6 +137,10 @@ class Rows:
 
     def schema(self, row: int) -> dict[str, Hyper]:
         return self._schemas[row]
+
+    @property
+    def title(self) -> str:
+        return " + ".join(dict.fromkeys(rule.name for rule in self.rules))
 
     def scheduled(self, row: int) -> bool:
         return False

@@ -26,10 +26,10 @@ class Part:
     row: int
     lowered: Lowered
     memory: torch.Tensor
-    array: np.ndarray
-    state: dict[str, np.ndarray] = field(default_factory=dict)
+    array: Any  # ndarray, or DeviceArray
+    state: dict[str, Any] = field(default_factory=dict)
     narrow: list[str] = field(default_factory=list)  # single numbers that torch keeps in less than float64
-    rounded: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # those of rows and columns: both arrays
+    rounded: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)  # those of rows and columns: both
 
     @property
     def copied(self) -> bool:
@@ -54,7 +54,7 @@ def part(p: torch.Tensor, rows: Rows, row: int, way: int) -> Part:
         )
     memory, array = p, tensors.view(p, shaped=shaped)
     if array is None:
-        memory = torch.empty(p.shape, dtype=p.dtype)
+        memory = p.detach().new_empty(p.shape)
         array = tensors.view(memory, shaped=shaped)
     assert array is not None
     return Part(p, row, rows.stored(lowered, row, array), memory, array)
@@ -69,7 +69,7 @@ def _of_rows(p: torch.Tensor, lowered: Lowered, rows: Rows, row: int, axes: int)
         )
     array = tensors.view(p, shaped=True)
     assert array is not None
-    array = array.reshape(math.prod(p.shape[:axes]), math.prod(p.shape[axes:]))  # a row for each place that has one
+    array = array.reshape((math.prod(p.shape[:axes]), math.prod(p.shape[axes:])))  # a row for each place that has one
     return Part(p, row, rows.stored(lowered, row, array), p, array)
 
 
@@ -83,23 +83,20 @@ def adopt(mine: Part, kind: Kind, rows: Rows, held: dict[str, Any]) -> None:
         if name in mine.narrow:
             held.setdefault(key, None)
             continue
-        like = _like(mine, name)
-        wide = np.empty(0)
+        like = wide = _like(mine, name)
         if kind.torch is not None and dict(mine.lowered.levels).get(name) in (Level.ROW, Level.COLUMN):
-            wide = like.numpy()
             like = like.to(mine.memory.dtype)
         if held.get(key) is None:
             held[key] = _begin(mine, rows, name, like)
         else:
             what = f"state `{key}` of a parameter of shape {tuple(mine.tensor.shape)}"
             held[key] = tensors.adopt(held[key], like, what)
-        array = tensors.view(held[key], shaped=mine.array.flags.c_contiguous and mine.memory.is_contiguous())
-        assert array is not None
-        if wide.size and array.dtype != wide.dtype:
-            wide[...] = array
-            mine.rounded.append((array, wide))
-            array = wide
-        mine.state[name] = array
+        kept = held[key].detach()
+        if kept.dtype != wide.dtype:
+            mine.rounded.append((kept, wide.copy_(kept)))
+            kept = wide
+        mine.state[name] = tensors.view(kept, shaped=mine.memory.is_contiguous())
+        assert mine.state[name] is not None
 
 
 def _like(mine: Part, name: str) -> torch.Tensor:
@@ -110,7 +107,7 @@ def _like(mine: Part, name: str) -> torch.Tensor:
     if shape == mine.array.shape and name not in dict(mine.lowered.levels):
         same = codecs.alike(dtype, mine.array.dtype)
         return mine.memory.detach() if same else torch.empty_like(mine.memory.detach(), dtype=torch.float32)
-    return torch.from_numpy(np.empty(shape, dtype))
+    return mine.memory.detach().new_empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype)
 
 
 def start(mine: Part, rows: Rows, name: str) -> Any:

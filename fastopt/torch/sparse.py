@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastopt import plan, touched
+from fastopt import touched
 from fastopt.rows import Rows
 from fastopt.rows_launch import RowsLaunch
+from fastopt.torch import place, where
 from fastopt.torch.part import Part
 
 
@@ -19,42 +20,40 @@ class Sparse:
 
     def __init__(self, parts: Sequence[Part], places: Sequence[int], names: Sequence[str]):
         self.places = places
+        self._taken: dict[str, Rows] = {}  # whose memory kernels read
         self._parts = list(zip(parts, places, names, strict=True))
 
-    def aim(self, made: plan.Plan, given: Sequence[Any]) -> None:
+    def aim(self, made: Any, given: Sequence[Any]) -> None:
         """Raises `GradientError` for indices outside a parameter; otherwise the next step goes over their rows."""
         if not self._parts:
             return
         rows = {name: _rows(given[k], mine.array) for mine, k, name in self._parts}
         for mine, _, name in self._parts:
             touched.check(rows[name], mine.array, name)
-        for launch in self._launches(made):
-            mine = rows[launch.name]
-            launch.take(mine, mine.values.ctypes.data)
+        place.point_rows(made, rows)
+        self._taken = rows
 
-    def release(self, made: plan.Plan) -> None:
+    def release(self, made: Any) -> None:
         """The step is done: gradients that are set to None must be free."""
         if self._parts:
-            for launch in self._launches(made):
-                launch.release()
+            self._taken = {}
+            for launch in made.launches:
+                if isinstance(launch, RowsLaunch):
+                    launch.release()
 
-    def _launches(self, made: plan.Plan) -> list[RowsLaunch]:
-        return [launch for launch in made.launches if isinstance(launch, RowsLaunch)]
 
-
-def _rows(g: torch.Tensor, array: np.ndarray) -> Rows:
-    """Indices need not be coalesced: the step sums rows that come twice."""
-    indices, values = g._indices(), g._values().detach()
+def _rows(g: torch.Tensor, array: Any) -> Rows:
+    """Indices need not be coalesced: the step sums rows that come twice. Those on a device the host waits for."""
+    indices, values = where.host(g._indices()), g._values().detach()
     values = values if values.dtype == torch.float64 else values.float()
     if indices.shape[0] == 1:
-        where = indices[0].numpy()
+        index = indices[0].numpy()
     else:
         # an index that is out of range in its own axis may still be one of a row: so it becomes -1, which is none
-        where = np.zeros(indices.shape[1], np.int64)
+        index = np.zeros(indices.shape[1], np.int64)
         good = np.ones(indices.shape[1], np.bool_)
         for axis, n in zip(indices.numpy(), g.shape, strict=False):
-            where = where * n + axis
+            index = index * n + axis
             good &= (axis >= 0) & (axis < n)
-        where = np.where(good, where, -1)
-    flat = values.reshape(len(values), array.shape[1]).contiguous().numpy()
-    return Rows(np.ascontiguousarray(where), flat)
+        index = np.where(good, index, -1)
+    return Rows(np.ascontiguousarray(index), values.reshape(len(values), array.shape[1]).contiguous())

@@ -90,7 +90,9 @@ KINDS: dict[str, Kind] = {
             "delta_max": _part("step_sizes", 1),
         },
     ),
-    "ASGD": Kind(_always(fo.asgd), {"eta": "eta", "mu": "mu", "ax": "ax"}, torch=torch.optim.ASGD),
+    "ASGD": Kind(
+        _always(fo.asgd), {"eta": "eta", "mu": "mu", "ax": "ax"}, beside=lambda group: True, torch=torch.optim.ASGD
+    ),
     "Muon": Kind(
         _always(fo.muon),
         {"B": "momentum_buffer"},
