@@ -109,7 +109,12 @@ class Optimizer(Stepping, Tuning):
         arrays.check_overlap([place.span(a) for a in owned], names)
         self.rule, self.params, self.names = rule, params, names
         self._settings = Settings(rule, hyper, groups, names, owned)
-        self._settings.storage = storage.read(state_dtype, rounding, master, self._settings.rules, owned, memory)
+        self._settings.storage = storage.read(
+            *(state_dtype, rounding, master, memory),
+            states=self._settings.states,
+            title=self._settings.title,
+            halves=any(codecs.of(a.dtype).coded for a in owned),
+        )
         place.check(self._settings, owned, sparse)
         copied = copies.survey(copy_out, tree, names, owned, place)
         zeros = place.zeros if state_path is None else place.mapped(state_path)

@@ -51,7 +51,7 @@ def chosen(
     of_p, of_g = _codec(dtype), _codec(dtype if gradient is None else gradient)
     given = {MATRIX: True, **rule.hyper, **switches}
     like = np.zeros((64, 64), codecs.array_dtype(of_p.name))
-    stored = storage.read(state_dtype, "stochastic", None, [rule], [like])
+    stored = storage.read(state_dtype, "stochastic", None, states=rule.state, title=rule.name)
     return stored.applied(lower(rule, tuple((n, bool(given[n])) for n in rule.switches)), rule, like), of_p, of_g
 
 

@@ -69,9 +69,19 @@ class Storage:
 
 
 def read(
-    state_dtype: Any, rounding: Any, master: Any, rules: Sequence[Rule], params: Sequence[Any], memory: Any = None
+    state_dtype: Any,
+    rounding: Any,
+    master: Any,
+    memory: Any = None,
+    *,
+    states: Sequence[str],
+    title: str,
+    halves: bool = True,
 ) -> Storage:
-    """What the caller says, checked. Raises `ConfigError`."""
+    """What the caller says, checked. Raises `ConfigError`.
+
+    `states`: the names of those that `title` keeps; `halves`: are there parameters in 16 bits?
+    """
     if memory is not None and memory not in PRESETS:
         raise ConfigError(f"memory is {memory!r}; expected None or one of {', '.join(map(repr, PRESETS))}.")
     if memory is not None and state_dtype is not None:
@@ -81,15 +91,13 @@ def read(
         raise ConfigError(f"rounding is {rounding!r}; expected one of {', '.join(map(repr, ROUNDINGS))}.")
     if master is not None and master not in masters.KINDS:
         raise ConfigError(f"master is {master!r}; expected None or one of {', '.join(map(repr, masters.KINDS))}.")
-    if master and not any(codecs.of(p.dtype).coded for p in params):
+    if master and not halves:
         raise ConfigError(f"master is {master!r}, which is for parameters in bfloat16 or float16; there are none.")
-    known = tuple(dict.fromkeys(s for rule in rules for s in rule.state))
     every, named = None, {}
     if isinstance(state_dtype, Mapping):
-        if unknown := [s for s in state_dtype if s not in known]:
-            has = f"its states are {listing(known)}" if known else "it keeps none"
-            title = " + ".join(dict.fromkeys(rule.name for rule in rules))
-            close = hint(str(unknown[0]), known)
+        if unknown := [s for s in state_dtype if s not in states]:
+            has = f"its states are {listing(states)}" if states else "it keeps none"
+            close = hint(str(unknown[0]), states)
             raise ConfigError(f"state_dtype: `{title}` has no state {unknown[0]!r}; {has}.{close}")
         named = {s: _codec(name, f"state_dtype[{s!r}]") for s, name in state_dtype.items()}
     elif state_dtype is not None:
