@@ -13,7 +13,7 @@ import torch
 from fastopt import plan
 from fastopt.errors import ConfigError
 from fastopt.launch import Segment
-from fastopt.torch import tensors
+from fastopt.torch import stored, tensors
 from fastopt.torch.base import Fast
 from fastopt.torch.held import STEPS, Held, T
 from fastopt.torch.kind import DENSE, Rows
@@ -43,14 +43,15 @@ class Averages(Fast):
         held = Held(self.state, self.kind, rows, parts)
         clock = held.clock.copy()
         clock[T] = max(int(clock[T]) - 1, 0)  # of the step that has been done last
-        seen = [rows.stored(rows.seen(p.row, p.tensor.dim()), p.row, p.array) for p in parts]
+        seen = [rows.stored(rows.seen(p.row, p.tensor.dim()), p.row, p.tensor, p.array) for p in parts]
         segments = [
             Segment(p.array, p.row, replace(low, rounded=()), p.state, 0) for p, low in zip(parts, seen, strict=True)
         ]
         kinds = tuple(tensors.KINDS[p.memory.dtype] for p in parts)
         missed = (clock[T] + 1 - clock[STEPS:]).tolist()
         ready = plan.build(cast(Any, rows), segments, kinds, missed) if parts else None
-        self._aside = [(p.tensor, p.tensor.detach().clone()) for p in parts]
+        masters = [m for p in parts if (m := dict.get(self.state, p.tensor, {}).get(stored.MASTER)) is not None]
+        self._aside = [(x, x.detach().clone()) for x in (*(p.tensor for p in parts), *masters)]
         try:
             for p in parts:
                 if p.copied:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import wraps
 from itertools import chain
 from operator import attrgetter, is_, itemgetter
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks as _all_after
@@ -16,7 +16,7 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks as _all_before
 from fastopt.errors import ConfigError
 from fastopt.torch import tensors
 from fastopt.torch.engine import Engine
-from fastopt.torch.kind import Kind
+from fastopt.torch.storing import Storing
 
 _profiled: Any = vars(torch.autograd)["_profiler_enabled"]
 _params = itemgetter("params")
@@ -70,10 +70,9 @@ def _hooked(step: Any) -> Any:
     return wrapper
 
 
-class Fast(torch.optim.Optimizer):
+class Fast(Storing):
     """What all classes here share. Abstract."""
 
-    kind: ClassVar[Kind]
     _engine: Engine | None = None
     _flat: Sequence[torch.Tensor] = ()  # per parameter its gradient, once `use_flat_grads` was called
     _buffers: Sequence[torch.Tensor] = ()  # the memory of those
@@ -195,6 +194,7 @@ class Fast(torch.optim.Optimizer):
         step = kind.torch.step
         while getattr(step, "hooked", False):  # hooks and profile are those of our step
             step = step.__wrapped__  # type: ignore[attr-defined]
+        self._as_torch(params)
         chosen = set(map(id, params))
         kept = [g["params"] for g in self.param_groups]
         scaled = {n: vars(self).pop(n) for n in ("grad_scale", "found_inf") if n in vars(self)}  # that is done

@@ -60,7 +60,7 @@ class Engine:
             if kind.torch is None:
                 raise ConfigError(f"{name}: two parameters share memory; give each tensor once, or a copy of it.")
             dense, mine, parts = [], [], []
-        self._parts = parts
+        self._parts, self._places = parts, mine
         self.others = [self._all[k] for k in live if k not in set(mine)]
         self._looked_at = {k: way for k, way in found.items() if way != ways.DENSE}  # dense ones by `Addresses`, fast
 
@@ -78,7 +78,8 @@ class Engine:
         return ways.of(self._kind, self._groups[row], self._habits[row], self._all[k], g)
 
     def _planned(self, given: Sequence[Any]) -> plan.Plan:
-        segments = [Segment(p.array, p.row, p.lowered, p.state, crc32(b"%d" % k)) for k, p in enumerate(self._parts)]
+        keys = [crc32(b"%d" % k) for k in self._places]  # of random numbers: as those of a list of arrays
+        segments = [Segment(p.array, p.row, p.lowered, p.state, k) for p, k in zip(self._parts, keys, strict=True)]
         kinds = [tensors.KINDS[dtype] for dtype in self._addresses.kinds]
         kinds += ["rd" if given[k].dtype == torch.float64 else "rf" for k in self._sparse.places]
         clock = self._held.clock

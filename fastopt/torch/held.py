@@ -12,6 +12,7 @@ import torch
 
 from fastopt.torch.kind import Kind, Rows
 from fastopt.torch.part import Part, adopt, start
+from fastopt.torch.stored import begun
 
 T, STEPS = 0, 2  # of the clock: steps done, is one under way, then the steps of each parameter
 
@@ -25,13 +26,14 @@ class Held:
 
     def __init__(self, state: Any, kind: Kind, rows: Rows, parts: Sequence[Part]):
         self._state = state
+        counted = kind.counted or any(p.lowered.rounded for p in parts)  # chance is another at every step
         began = []
         held: list[dict[str, Any]] = []
         for p in parts:
             mine = dict.get(state, p.tensor)
             fresh = {} if mine is None else mine
-            began.append(all(fresh.get(kind.key(s)) is not None for s in p.lowered.state))
-            if kind.counted:
+            began.append(all(begun(fresh, kind.key(s)) for s in p.lowered.state))
+            if counted:
                 fresh.setdefault("step", None)
             adopt(p, kind, rows, fresh)
             if fresh and mine is None:
@@ -40,11 +42,13 @@ class Held:
         self._watched: list[np.ndarray] = []  # what others may write into
         self._counts: list[np.ndarray] = []
         self._numbers: list[tuple[np.ndarray, np.ndarray]] = []  # as torch keeps them, as kernels do
-        self._plain = held if kind.counted and kind.plain else []  # whose `step` is an int, not a tensor
-        steps = [0 if mine["step"] is None else int(mine["step"]) for mine in held] if kind.counted else []
+        self._plain = held if kind.plain else []  # whose `step` is an int, not a tensor
+        steps = [0 if kind.counted else int(b) for b in began]
+        if counted:
+            steps = [n if mine["step"] is None else int(mine["step"]) for n, mine in zip(steps, held, strict=True)]
         for mine, n in zip(self._plain, steps, strict=False):
             mine["step"] = n
-        if kind.counted and not kind.plain:
+        if counted and not kind.plain:
             self._counts = [array for array, _ in self._share(held, "step", steps)]
         for name in dict.fromkeys(n for p in parts for n in p.narrow):
             having = [p for p in parts if name in p.narrow]
@@ -61,7 +65,6 @@ class Held:
         for pair in chain.from_iterable(p.rounded for p in parts):
             self._watched.append(pair[0])
             self._numbers.append(pair)
-        steps = steps or [int(b) for b in began]
         self.clock = np.array([max(steps, default=0), 0, *steps], np.int64)
         self._dicts, self._held = list(dict.values(state)), held
         self._owned = self._found()

@@ -23,16 +23,20 @@ KINDS = {
 _DISPATCH = getattr(torch.Tensor, "__torch_dispatch__", None)  # subclasses with another are no plain memory
 
 
-def ordinary(x: torch.Tensor) -> bool:
-    """Is it strided CPU memory of a dtype that kernels know, with its numbers as they stand there?"""
+def strided(x: torch.Tensor) -> bool:
+    """Is it strided CPU memory, with its numbers as they stand there?"""
     return (
         getattr(type(x), "__torch_dispatch__", _DISPATCH) is _DISPATCH
         and x.device.type == "cpu"
         and x.layout is torch.strided
-        and x.dtype in KINDS
         and not x.is_conj()
         and not x.is_neg()
     )
+
+
+def ordinary(x: torch.Tensor) -> bool:
+    """Is it such memory, of a dtype that kernels know?"""
+    return x.dtype in KINDS and strided(x)
 
 
 def check_device(params: Sequence[torch.Tensor], name: str) -> None:
@@ -73,7 +77,7 @@ def adopt(value: torch.Tensor, like: torch.Tensor, what: str) -> torch.Tensor:
     """A state tensor as kernels can update it beside `like`: itself, or a copy in `like`'s dtype and layout."""
     if value.shape != like.shape:
         raise ConfigError(f"{what} has shape {tuple(value.shape)}; expected {tuple(like.shape)}.")
-    if ordinary(value) and value.dtype == like.dtype and value.stride() == like.stride():
+    if strided(value) and value.dtype == like.dtype and value.stride() == like.stride():
         return value
     value = value.detach() if value.layout is torch.strided else value.detach().to_dense()
     return torch.empty_like(like, requires_grad=False).copy_(value)
