@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from fastopt import params as arrays
-from fastopt import threads
 from fastopt.callbacks import finite, whole
 from fastopt.errors import ConfigError, GradientError, listing
 from fastopt.linesearch import Trial, strong_wolfe
@@ -18,7 +17,6 @@ from fastopt.pack import Packed
 from fastopt.process import Process, _Stop
 from fastopt.schema import Hyper
 from fastopt.targets import lbfgs as target
-from fastopt.targets.cpu import PARALLEL_BYTES
 
 
 @dataclass(frozen=True)
@@ -97,15 +95,8 @@ class Search:
         self._basis = arrays.zeros(2 * m * n, dtype).reshape(2 * m, n)  # s in the first m rows, y in the others
         self._pairs: list[int] = []  # their places, the oldest first
         self._sy, self._yy = np.zeros((m, m)), np.zeros((m, m))
-        large = n * dtype.itemsize * 2 * m > PARALLEL_BYTES
-        n_tasks = threads.count() if large else 1
-        chunks = -(-n // target.CHUNK)
-        self._tasks = np.unique(np.linspace(0, chunks, n_tasks + 1).astype(np.uint64))
-        if len(self._tasks) == 1:  # no element at all
-            self._tasks = np.zeros(2, np.uint64)
-        self._parallel = n_tasks > 1
-        self._kernels = target.kernels(dtype, self._parallel)
-        self._partials, self._lanes = np.zeros((2 * m, 2, chunks)), np.zeros((n_tasks, 2, target.BLOCK))
+        self._tables = target.Tables(n, dtype, m)
+        self._run = self._tables.run
 
     def hyper(self, pattern: str | None = None) -> dict[str, float]:
         """`lr`: the length of the last step."""
@@ -114,10 +105,6 @@ class Search:
     @property
     def num_parameters(self) -> int:
         return self._x.size
-
-    def _run(self, name: str, *args: Any) -> None:
-        kernel = getattr(self._kernels, name)
-        threads.launch(kernel, *args) if self._parallel else kernel(*args)
 
     # ---------------------------------------------------------------- the parameters and the gradient, as vectors
     def _place(self, x: np.ndarray) -> None:
@@ -145,9 +132,9 @@ class Search:
                 else:
                     self._trial_g[start : start + like.size] = g.reshape(-1)
                 start += like.size
-        self._run("observe", self._tasks, source, self._d, self._trial_g, self._partials, self._lanes)
-        self._trial_largest = float(self._partials[0, 1].max(initial=0.0))
-        return float(self._partials[0, 0].sum())
+        self._run("observe", source, self._d, self._trial_g)
+        self._trial_largest = float(self._tables.partials[0, 1].max(initial=0.0))
+        return self._tables.slope
 
     def begin(self, loss: float, grads: Any) -> None:
         """The loss and the gradient where the parameters are."""
@@ -194,7 +181,7 @@ class Search:
         def tried(length: float) -> Trial:
             nonlocal at
             at = float(self._x.dtype.type(length))
-            self._run("move", self._tasks, self._x, self._d, at, self._trial)
+            self._run("move", self._x, self._d, at, self._trial)
             self._place(self._trial)
             loss, grads = evaluate()
             if not math.isfinite(loss):
@@ -229,42 +216,30 @@ class Search:
         place = self._pairs.pop(0) if len(self._pairs) == m else next(k for k in range(m) if k not in self._pairs)
         pairs = [*self._pairs, place]
         k = len(pairs)
-        rows = np.array([*pairs, *(p + m for p in pairs)], np.uint64)
-        self._run(
-            "remember",
-            *(self._tasks, rows, np.uint64(place), np.uint64(place + m), self._basis, self._trial, self._x),
-            *(self._trial_g, self._g, self._partials, self._lanes),
-        )
-        sums = self._partials[: 2 * k].sum(axis=2)
-        self._with_g = sums[:k, 0], sums[k:, 0]  # s g and y g, in the order of the pairs
-        self._sy[pairs, place], self._yy[pairs, place] = sums[:k, 1], sums[k:, 1]
-        self._yy[place, pairs] = sums[k:, 1]
+        self._run("remember", self._rows(pairs), self._trial, self._x, self._trial_g, self._g)
+        with_g, with_y = self._tables.products(2 * k)
+        self._with_g = with_g[:k], with_g[k:]  # s g and y g, in the order of the pairs
+        self._sy[pairs, place], self._yy[pairs, place] = with_y[:k], with_y[k:]
+        self._yy[place, pairs] = with_y[k:]
         if self._sy[place, place] > rounding * self._yy[place, place] > 0:
             self._pairs = pairs
         else:  # no positive curvature along the step: it would spoil the picture
-            self._with_g = sums[: k - 1, 0], sums[k : 2 * k - 1, 0]
+            self._with_g = with_g[: k - 1], with_g[k : 2 * k - 1]
+
+    def _rows(self, pairs: list[int]) -> np.ndarray:
+        """Addresses of all s, then all y."""
+        rows = np.array([*pairs, *(p + self.rule.history for p in pairs)], np.uint64)
+        return rows * np.uint64(self._basis.strides[0]) + np.uint64(self._basis.ctypes.data)
 
     def _direct(self) -> float:
         """The direction -H g by Algorithm 7.4 on products; its slope."""
-        m, p = self.rule.history, self._pairs
-        k = len(p)
-        sy, yy = self._sy[np.ix_(p, p)].tolist(), self._yy[np.ix_(p, p)].tolist()
-        of_s, of_y, of_g = [0.0] * k, [0.0] * k, 1.0
-        if k:
-            sg, yg = (products.tolist() for products in self._with_g)
-            alpha = [0.0] * k
-            for i in reversed(range(k)):
-                alpha[i] = (sg[i] - sum(sy[i][j] * alpha[j] for j in range(i + 1, k))) / sy[i][i]
-            of_g = sy[-1][-1] / yy[-1][-1]
-            of_y = [-of_g * a for a in alpha]
-            for i in range(k):
-                with_q = of_g * yg[i] + sum(yy[i][j] * of_y[j] for j in range(k))
-                of_s[i] = alpha[i] - (with_q + sum(sy[j][i] * of_s[j] for j in range(i))) / sy[i][i]
-        rows = np.array([*p, *(q + m for q in p)], np.uint64)
-        factors = -np.array([*of_s, *of_y], self._x.dtype)
-        of = self._x.dtype.type(-of_g)
-        self._run("direct", self._tasks, rows, factors, of, self._basis, self._g, self._d, self._partials, self._lanes)
-        return float(self._partials[0, 0].sum())
+        p, factors, scale = self._pairs, np.zeros(0), 1.0
+        if p:
+            sy, yy = self._sy[np.ix_(p, p)], self._yy[np.ix_(p, p)]
+            scale = sy[-1, -1] / yy[-1, -1]
+            factors = target.recursion(sy, yy, *self._with_g, scale)
+        self._run("direct", self._rows(p), -factors.astype(self._x.dtype), -scale, self._g, self._d)
+        return self._tables.slope
 
     def __repr__(self) -> str:
         return f"<{self.rule!r} of {self.num_parameters:,} elements, t={self.t}>"

@@ -236,7 +236,7 @@ for n in (1, 2, 3):
     curve = np.logspace(0, 2, x.size, dtype=np.float32)
     f = lambda x: (float(np.sum(curve * (x - 1.0) ** 2, dtype=np.float64)), 2 * curve * (x - 1))
     result = fo.minimize(f, x, rule=fo.lbfgs(history=10, ftol=0.0, gtol=0.0), steps=12)
-    assert n == 1 or result.optimizer._parallel
+    assert n == 1 or result.optimizer._tables.parallel
     ends.append((x.tobytes(), result.optimizer.evaluations))
 assert len(set(ends)) == 1
 """
