@@ -72,48 +72,57 @@ def observe(tasks, source, d, g, partials, lanes):
 """
 
 _PRODUCTS = """\
-            with_g, with_y = lanes[task, 0], lanes[task, 1]
-            for r in range(rows.size):
-                row = {dtype}_at(rows[r])
+            sg, sy, yg, yy = lanes[task, 0], lanes[task, 1], lanes[task, 2], lanes[task, 3]
+            pairs = rows.size // 2
+            for r in range(pairs):
+                s_at, y_at = {dtype}_at(rows[r]), {dtype}_at(rows[pairs + r])
                 first = lo
                 while first < hi:
                     for i in range(first, min(first + width, hi)):
-                        value = wide(row[i])
-                        with_g[i - first] += value * wide({g}[i])
-                        with_y[i - first] += value * wide(change[i])
+                        s, y, g, change = wide(s_at[i]), wide(y_at[i]), wide(g_at[i]), wide(change_at[i])
+                        sg[i - first] += s * g
+                        sy[i - first] += s * change
+                        yg[i - first] += y * g
+                        yy[i - first] += y * change
                     first += width
-                partials[r, 0, chunk] = drain(with_g, width)
-                partials[r, 1, chunk] = drain(with_y, width)
+                partials[r, 0, chunk], partials[r, 1, chunk] = drain(sg, width), drain(sy, width)
+                partials[pairs + r, 0, chunk], partials[pairs + r, 1, chunk] = drain(yg, width), drain(yy, width)
 """
 
-_REMEMBER = """
+_REMEMBER = (
+    """
 
 @njit(types.void(tasks_type, addresses, vector, vector, vector, vector, sums, sums), **options)
-def remember(tasks, rows, new_x, x, new_g, g, partials, lanes):
-    # the newest s = new_x - x, its y = new_g - g, x = new_x; partials[r] of row r with new_g and with that y
+def remember(tasks, rows, new_x, x, g_at, old_g, partials, lanes):
+    # the newest s = new_x - x, its y = g_at - old_g, x = new_x; partials[r] of row r with g_at and with that y
     for task in {range}(tasks.size - 1):
         for chunk in range(tasks[task], tasks[task + 1]):
             lo = chunk * np.uint64({chunk})
             hi = min(lo + np.uint64({chunk}), np.uint64(x.size))
             width = min(hi - lo, np.uint64({block}))
-            step, change = {dtype}_at(rows[rows.size // 2 - 1]), {dtype}_at(rows[rows.size - 1])
+            step_at, change_at = {dtype}_at(rows[rows.size // 2 - 1]), {dtype}_at(rows[rows.size - 1])
             for i in range(lo, hi):
-                step[i] = new_x[i] - x[i]
+                step_at[i] = new_x[i] - x[i]
                 x[i] = new_x[i]
-                change[i] = new_g[i] - g[i]
-""" + _PRODUCTS.replace("{g}", "new_g")
+                change_at[i] = g_at[i] - old_g[i]
+"""
+    + _PRODUCTS
+)
 
-_MULTIPLY = """
+_MULTIPLY = (
+    """
 
 @njit(types.void(tasks_type, addresses, vector, vector, sums, sums), **options)
-def multiply(tasks, rows, g, change, partials, lanes):
-    # partials[r] of row r with g and with `change`, which is one of the y
+def multiply(tasks, rows, g_at, change_at, partials, lanes):
+    # partials[r] of row r with g_at and with change_at, which is one of the y
     for task in {range}(tasks.size - 1):
         for chunk in range(tasks[task], tasks[task + 1]):
             lo = chunk * np.uint64({chunk})
-            hi = min(lo + np.uint64({chunk}), np.uint64(g.size))
+            hi = min(lo + np.uint64({chunk}), np.uint64(g_at.size))
             width = min(hi - lo, np.uint64({block}))
-""" + _PRODUCTS.replace("{g}", "g")
+"""
+    + _PRODUCTS
+)
 
 _DIRECT = """
 
@@ -207,7 +216,7 @@ class Tables:
         tasks = np.unique(np.linspace(0, chunks, n_tasks + 1).astype(np.uint64))
         self.tasks = tasks if len(tasks) > 1 else np.zeros(2, np.uint64)  # of no element at all
         self._kernels = kernels(dtype, self.parallel, names)
-        self.partials, self._lanes = np.zeros((2 * pairs, 2, chunks)), np.zeros((n_tasks, 2, BLOCK))
+        self.partials, self._lanes = np.zeros((2 * pairs, 2, chunks)), np.zeros((n_tasks, 4, BLOCK))
 
     def run(self, name: str, *args: Any) -> None:
         """A kernel, `args` being those between its tasks and its places for sums."""

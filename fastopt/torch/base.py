@@ -70,6 +70,13 @@ def _hooked(step: Any) -> Any:
     return wrapper
 
 
+def unhooked(step: Any) -> Any:
+    """A step as it was before torch wrapped it."""
+    while getattr(step, "hooked", False):
+        step = step.__wrapped__
+    return step
+
+
 class Fast(Storing):
     """What all classes here share. Abstract."""
 
@@ -191,9 +198,7 @@ class Fast(Storing):
                 f"gradient of dtype {odd.grad.dtype if odd.grad is not None else None}, is none that kernels can "
                 "step; expected float32, float64, complex pairs of them, bfloat16 or float16 in CPU memory."
             )
-        step = kind.torch.step
-        while getattr(step, "hooked", False):  # hooks and profile are those of our step
-            step = step.__wrapped__  # type: ignore[attr-defined]
+        step = unhooked(kind.torch.step)  # hooks and profile are those of our step
         self._as_torch(params)
         chosen = set(map(id, params))
         kept = [g["params"] for g in self.param_groups]
