@@ -8,6 +8,7 @@ import torch
 from test_torch import one_thread, through_file  # noqa: F401
 from torch import nn
 
+import fastopt as fo
 import fastopt.torch as ft
 from fastopt.torch.lbfgs import History
 
@@ -162,6 +163,35 @@ def test_gradients_that_are_missing_or_sparse_and_where_it_stops():
             counts.append(([opt.state[params[0]][k] for k in ("n_iter", "func_evals")], params))
         assert counts[0][0] == counts[1][0]
         torch.testing.assert_close(counts[0][1], counts[1][1], rtol=1e-10, atol=1e-10)
+
+
+def test_a_state_of_another_model_is_refused():
+    """Its vectors would be read past their ends."""
+    params = weights()
+    saved = descend(ft, params, 2, lr=0.01, max_iter=3)[0].state_dict()
+    short = torch.zeros(3, dtype=torch.float64)
+    for key, value in (
+        ("d", short),
+        ("prev_flat_grad", short),
+        ("old_dirs", [short] * len(saved["state"][0]["ro"])),
+        ("old_stps", []),
+    ):
+        bad = copy.deepcopy(saved)
+        bad["state"][0][key] = value
+        opt = ft.LBFGS(params)
+        opt.load_state_dict(bad)
+        before = [p.tolist() for p in params]
+        with pytest.raises(fo.ConfigError, match=f"`{key}`"):
+            opt.step(closure(opt, params))
+        assert [p.tolist() for p in params] == before
+    wide = [nn.Parameter(p.detach().clone()) for p in params]
+    opt = ft.LBFGS(wide, lr=0.01, max_iter=3)
+    opt.load_state_dict(saved)
+    opt.step(closure(opt, wide))
+    for p in wide:
+        p.data = p.data.float()  # in the middle of a run
+    opt.step(closure(opt, wide))
+    assert opt.state[wide[0]]["d"].dtype == torch.float32
 
 
 def test_hooks_and_errors_are_torchs():

@@ -13,6 +13,7 @@ import torch
 from torch.optim.lbfgs import _strong_wolfe
 from torch.optim.optimizer import _to_scalar
 
+from fastopt.errors import ConfigError
 from fastopt.targets.lbfgs import HISTORY, Tables, recursion
 from fastopt.torch import tensors
 from fastopt.torch.base import unhooked
@@ -33,24 +34,22 @@ class History:
     _with_g: tuple[np.ndarray, np.ndarray]  # of all s, and of all y
 
     def __init__(self, s: list[Any], y: list[Any], ro: list[Any], size: int, like: torch.Tensor):
+        if not len(s) == len(y) == len(ro):
+            raise ConfigError(f"LBFGS: the state has {len(s)} `old_stps`, {len(y)} `old_dirs` and {len(ro)} `ro`.")
+        s[:], y[:] = _vectors(s, like, "old_stps"), _vectors(y, like, "old_dirs")
         self.s, self.y, self.ro, self.size = s, y, ro, size
-        most = max(size, len(s)) + 1
-        self._tables = Tables(like.numel(), np.dtype(_REAL[like.dtype]), most, HISTORY)
-        self._sy, self._yy = np.zeros((most, most)), np.zeros((most, most))
-        for vectors in (s, y):
-            vectors[:] = [x.to(like).contiguous() for x in vectors]
-        for k in range(
-            len(s)
-        ):  # each sum as it was when the pair was new: a run that is taken up again has the same bits
-            _, with_y = self._multiply(s[: k + 1], y[: k + 1], y[k])
-            self._note(with_y)
+        self._kind = like.shape, like.dtype
+        self._sy = self._yy = np.zeros((0, 0))
+        # each sum as it was when the pair was new: a run that is taken up again has the same bits
+        for k in range(1, len(s) + 1):
+            self._note(self._multiply(s[:k], y[:k], y[k - 1])[1])
         self._known = [*s, *y]
 
-    def holds(self, s: Any, y: Any, size: int) -> bool:
-        """Is it that of these lists, and are they as it left them?"""
-        if s is not self.s or y is not self.y or size != self.size or len(s) + len(y) != len(self._known):
+    def holds(self, s: Any, y: Any, size: int, like: torch.Tensor) -> bool:
+        """Is it that of these lists, as it left them, and of vectors like this one?"""
+        if s is not self.s or y is not self.y or size != self.size or self._kind != (like.shape, like.dtype):
             return False
-        return all(map(is_, chain(s, y), self._known))
+        return len(s) + len(y) == len(self._known) and all(map(is_, chain(s, y), self._known))
 
     def follow(self, s: torch.Tensor, y: torch.Tensor, g: torch.Tensor) -> torch.Tensor | None:
         """Take the newest pair, and the gradient for `direction`; the scale of the first H that follows from it.
@@ -64,11 +63,11 @@ class History:
             return None
         first = 0
         while len(self.s) >= self.size:
+            first += 1
             for vectors in (self.s, self.y, self.ro):
                 vectors.pop(0)
-            first += 1
             for products in (self._sy, self._yy):
-                products[:-1, :-1] = products[1:, 1:].copy()
+                products[:k, :k] = products[1 : k + 1, 1 : k + 1]
         for vectors, x in ((self.s, s), (self.y, y), (self.ro, torch.tensor(1 / sy[k], dtype=g.dtype))):
             vectors.append(x)
         self._known, self._with_g = [*self.s, *self.y], (sg[first:], yg[first:])
@@ -82,11 +81,13 @@ class History:
         self._tables.run("direct", _rows(self.s, self.y), -factors.astype(_REAL[g.dtype]), -scale, g.numpy(), d.numpy())
         return d, torch.tensor(self._tables.slope, dtype=g.dtype)
 
-    def _multiply(
-        self, s: Sequence[Any], y: Sequence[Any], newest: Any, g: Any = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _multiply(self, s: Sequence[Any], y: Sequence[Any], newest: Any, g: Any = None) -> tuple[np.ndarray, ...]:
         """Of all s, then all y, the products with g and with the newest y."""
         g = newest if g is None else g
+        if len(s) > len(self._sy):
+            (n,), dtype, most = *self._kind, 2 * len(s)
+            self._tables = Tables(n, np.dtype(_REAL[dtype]), most, HISTORY)
+            self._sy, self._yy = (np.pad(x, (0, most - len(x))) for x in (self._sy, self._yy))
         self._tables.run("multiply", _rows(s, y), g.numpy(), newest.numpy())
         return self._tables.products(2 * len(s))
 
@@ -98,6 +99,16 @@ class History:
 
 def _rows(s: Sequence[torch.Tensor], y: Sequence[torch.Tensor]) -> np.ndarray:
     return np.array([x.data_ptr() for x in chain(s, y)], np.uint64)
+
+
+def _vectors(given: Sequence[Any], like: torch.Tensor, key: str) -> list[torch.Tensor]:
+    """Those of a state, as kernels read them. Raises `ConfigError`."""
+    if bad := [x for x in given if x.shape != like.shape]:
+        raise ConfigError(
+            f"LBFGS: state `{key}` has shape {tuple(bad[0].shape)}; expected {tuple(like.shape)}, all parameters in a "
+            "row. Load a checkpoint of this model."
+        )
+    return [x.to(like).contiguous() for x in given]
 
 
 def _largest(x: torch.Tensor) -> torch.Tensor:
@@ -131,8 +142,9 @@ class LBFGS(torch.optim.LBFGS):
         g = self._gather_flat_grad().detach()
         if _largest(g) <= group["tolerance_grad"]:
             return result
-        d, t, scale, before, loss_before = map(state.get, ("d", "t", "H_diag", "prev_flat_grad", "prev_loss"))
-        history, self._history = self._taken_up(state, group["history_size"], g), None  # until all has gone well
+        t, scale, loss_before = map(state.get, ("t", "H_diag", "prev_loss"))
+        d, before, history = self._taken_up(state, group["history_size"], g)
+        self._history = None  # until all has gone well
         for n in range(1, max_iter + 1):
             state["n_iter"] += 1
             if history is None:
@@ -178,13 +190,16 @@ class LBFGS(torch.optim.LBFGS):
         self._history = history
         return result
 
-    def _taken_up(self, state: dict[str, Any], size: int, g: torch.Tensor) -> History | None:
-        """The history of earlier steps, or of a checkpoint."""
-        s, y = state.get("old_stps"), state.get("old_dirs")
-        if s is None or y is None or state.get("d") is None:
-            return None
-        mine = self._history
-        return mine if mine is not None and mine.holds(s, y, size) else History(s, y, state["ro"], size, g)
+    def _taken_up(self, state: dict[str, Any], size: int, g: torch.Tensor) -> tuple[Any, Any, History | None]:
+        """Direction, gradient and history of earlier steps, or of a checkpoint."""
+        d, before = state.get("d"), state.get("prev_flat_grad")
+        if d is None or before is None:
+            return None, None, None
+        (d,), (before,) = _vectors([d], g, "d"), _vectors([before], g, "prev_flat_grad")
+        mine, s, y = self._history, state["old_stps"], state["old_dirs"]
+        if mine is None or not mine.holds(s, y, size, g):
+            mine = History(s, y, state["ro"], size, g)
+        return d, before, mine
 
 
 def _alike(params: Sequence[torch.Tensor]) -> bool:
