@@ -27,8 +27,8 @@ from numba import {numba}
 from fastopt.targets.pointers import {dtype}_at
 from fastopt.targets.sums import drain
 
-real, wide = np.{dtype}, np.float64
-vector, sums = types.{dtype}[::1], types.float64[:, :, ::1]
+lane = np.{lane}  # sums in a chunk are as wide as this
+vector, sums, lanes_type = types.{dtype}[::1], types.float64[:, :, ::1], types.{lane}[:, :, ::1]
 tasks_type, addresses = types.uint64[::1], types.uint64[::1]
 options = dict(parallel={parallel}, cache=True, nogil=True, error_model="numpy")
 """
@@ -45,7 +45,7 @@ def move(tasks, x, d, length, to):
 
 _OBSERVE = """
 
-@njit(types.void(tasks_type, vector, vector, vector, sums, sums), **options)
+@njit(types.void(tasks_type, vector, vector, vector, sums, lanes_type), **options)
 def observe(tasks, source, d, g, partials, lanes):
     # g = source; partials[0, 0] of g d, partials[0, 1] the largest |g|
     for task in {range}(tasks.size - 1):
@@ -59,14 +59,14 @@ def observe(tasks, source, d, g, partials, lanes):
                 for i in range(first, min(first + width, hi)):
                     value = source[i]
                     g[i] = value
-                    product[i - first] += wide(value) * wide(d[i])
-                    size = wide(abs(value))
+                    product[i - first] += lane(value) * lane(d[i])
+                    size = lane(abs(value))
                     largest[i - first] = size if size > largest[i - first] else largest[i - first]
                 first += width
-            top = 0.0
+            top = lane(0)
             for i in range(width):
                 top = max(top, largest[i])
-                largest[i] = 0.0
+                largest[i] = lane(0)
             partials[0, 0, chunk] = drain(product, width)
             partials[0, 1, chunk] = top
 """
@@ -79,7 +79,7 @@ _PRODUCTS = """\
                 first = lo
                 while first < hi:
                     for i in range(first, min(first + width, hi)):
-                        s, y, g, change = wide(s_at[i]), wide(y_at[i]), wide(g_at[i]), wide(change_at[i])
+                        s, y, g, change = lane(s_at[i]), lane(y_at[i]), lane(g_at[i]), lane(change_at[i])
                         sg[i - first] += s * g
                         sy[i - first] += s * change
                         yg[i - first] += y * g
@@ -92,7 +92,7 @@ _PRODUCTS = """\
 _REMEMBER = (
     """
 
-@njit(types.void(tasks_type, addresses, vector, vector, vector, vector, sums, sums), **options)
+@njit(types.void(tasks_type, addresses, vector, vector, vector, vector, sums, lanes_type), **options)
 def remember(tasks, rows, new_x, x, g_at, old_g, partials, lanes):
     # the newest s = new_x - x, its y = g_at - old_g, x = new_x; partials[r] of row r with g_at and with that y
     for task in {range}(tasks.size - 1):
@@ -112,7 +112,7 @@ def remember(tasks, rows, new_x, x, g_at, old_g, partials, lanes):
 _MULTIPLY = (
     """
 
-@njit(types.void(tasks_type, addresses, vector, vector, sums, sums), **options)
+@njit(types.void(tasks_type, addresses, vector, vector, sums, lanes_type), **options)
 def multiply(tasks, rows, g_at, change_at, partials, lanes):
     # partials[r] of row r with g_at and with change_at, which is one of the y
     for task in {range}(tasks.size - 1):
@@ -126,7 +126,7 @@ def multiply(tasks, rows, g_at, change_at, partials, lanes):
 
 _DIRECT = """
 
-@njit(types.void(tasks_type, addresses, vector, types.{dtype}, vector, vector, sums, sums), **options)
+@njit(types.void(tasks_type, addresses, vector, types.{dtype}, vector, vector, sums, lanes_type), **options)
 def direct(tasks, rows, factors, of_g, g, d, partials, lanes):
     # d = of_g g + the sum of factors[r] times row r; partials[0, 0] of g d
     for task in {range}(tasks.size - 1):
@@ -144,7 +144,7 @@ def direct(tasks, rows, factors, of_g, g, d, partials, lanes):
             first = lo
             while first < hi:
                 for i in range(first, min(first + width, hi)):
-                    product[i - first] += wide(g[i]) * wide(d[i])
+                    product[i - first] += lane(g[i]) * lane(d[i])
                 first += width
             partials[0, 0, chunk] = drain(product, width)
 """
@@ -182,9 +182,10 @@ _KERNELS = {"move": _MOVE, "observe": _OBSERVE, "remember": _REMEMBER, "multiply
 SEARCH, HISTORY = ("move", "observe", "remember", "direct"), ("multiply", "direct")
 
 
-def source(dtype: np.dtype, parallel: bool, names: tuple[str, ...] = SEARCH) -> str:
+def source(dtype: np.dtype, parallel: bool, names: tuple[str, ...] = SEARCH, lane: str = "float64") -> str:
     return (_HEAD + "".join(_KERNELS[n] for n in names)).format(
         dtype=dtype,
+        lane=lane,
         how="all threads" if parallel else "one thread",
         numba="njit, prange, types" if parallel else "njit, types",
         range="prange" if parallel else "range",
@@ -195,10 +196,10 @@ def source(dtype: np.dtype, parallel: bool, names: tuple[str, ...] = SEARCH) -> 
 
 
 @cache
-def kernels(dtype: np.dtype, parallel: bool, names: tuple[str, ...] = SEARCH) -> Any:
+def kernels(dtype: np.dtype, parallel: bool, names: tuple[str, ...] = SEARCH, lane: str = "float64") -> Any:
     """The module of the compiled kernels."""
     how = "parallel" if parallel else "serial"
-    return build.load(source(dtype, parallel, names), f"lbfgs_{dtype}_{how}")
+    return build.load(source(dtype, parallel, names, lane), f"lbfgs_{dtype}_{how}")
 
 
 class Tables:
@@ -207,16 +208,17 @@ class Tables:
     Args:
         pairs: as many as there may be at once.
         names: of the kernels, `SEARCH` or `HISTORY`.
+        lane: the dtype of sums in a chunk; over chunks they are float64.
     """
 
-    def __init__(self, n: int, dtype: np.dtype, pairs: int, names: tuple[str, ...] = SEARCH):
+    def __init__(self, n: int, dtype: np.dtype, pairs: int, names: tuple[str, ...] = SEARCH, lane: str = "float64"):
         self.parallel = n * dtype.itemsize * 2 * pairs > PARALLEL_BYTES
         n_tasks = threads.count() if self.parallel else 1
         chunks = -(-n // CHUNK)
         tasks = np.unique(np.linspace(0, chunks, n_tasks + 1).astype(np.uint64))
         self.tasks = tasks if len(tasks) > 1 else np.zeros(2, np.uint64)  # of no element at all
-        self._kernels = kernels(dtype, self.parallel, names)
-        self.partials, self._lanes = np.zeros((2 * pairs, 2, chunks)), np.zeros((n_tasks, 4, BLOCK))
+        self._kernels = kernels(dtype, self.parallel, names, lane)
+        self.partials, self._lanes = np.zeros((2 * pairs, 2, chunks)), np.zeros((n_tasks, 4, BLOCK), lane)
 
     def run(self, name: str, *args: Any) -> None:
         """A kernel, `args` being those between its tasks and its places for sums."""

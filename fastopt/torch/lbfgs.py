@@ -86,7 +86,8 @@ class History:
         g = newest if g is None else g
         if len(s) > len(self._sy):
             (n,), dtype, most = *self._kind, 2 * len(s)
-            self._tables = Tables(n, np.dtype(_REAL[dtype]), most, HISTORY)
+            real = np.dtype(_REAL[dtype])
+            self._tables = Tables(n, real, most, HISTORY, str(real))  # float64 lanes take twice the time
             self._sy, self._yy = (np.pad(x, (0, most - len(x))) for x in (self._sy, self._yy))
         self._tables.run("multiply", _rows(s, y), g.numpy(), newest.numpy())
         return self._tables.products(2 * len(s))
