@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fastopt import codecs
 from fastopt import params as arrays
 from fastopt.callbacks import finite, whole
 from fastopt.errors import ConfigError, GradientError, listing
@@ -25,7 +26,8 @@ class lbfgs:
 
     In the form of Nocedal & Wright 2006, Algorithms 7.4 and 7.5, with step lengths that satisfy the strong Wolfe
     conditions, Algorithms 3.5 and 3.6. All parameters are one vector, of one dtype. A step is one line search: one or
-    two evaluations of the loss most of the time.
+    two evaluations of the loss most of the time. Of parameters in 16 bits that vector is float32, and they are what it
+    is to the nearest: their loss has steps, at the height of which a run ends.
 
     Args:
         history: pairs of differences of parameters and of gradients that make the picture of the curvature. They take
@@ -78,7 +80,7 @@ class Search:
     def __init__(self, rule: lbfgs, params: Any):
         tree, leaves = arrays.survey(params)
         names = tree.names()
-        owned = [arrays.parameter(x, n, halves=False) for x, n in zip(leaves, names, strict=True)]
+        owned = [arrays.parameter(x, n) for x, n in zip(leaves, names, strict=True)]
         arrays.check_overlap([arrays.span(a) for a in owned], names)
         if len({a.dtype for a in owned}) > 1:
             raise ConfigError(
@@ -87,11 +89,12 @@ class Search:
         self.rule, self.params, self.names, self._tree, self._owned = rule, params, names, tree, owned
         self._packed = params if isinstance(params, Packed) and params.has_grads else None
         self._flat = [params.flat] if self._packed is not None else [a.reshape(-1) for a in owned]
-        n, dtype = sum(a.size for a in self._flat), owned[0].dtype
+        n, dtype = sum(a.size for a in self._flat), codecs.of(owned[0].dtype).real
         m = rule.history
         self.t, self.evaluations, self.loss, self.length, self.largest = 0, 0, math.nan, math.nan, math.nan
         self._x, self._g, self._trial_g, self._d = (arrays.zeros(n, dtype) for _ in range(4))
-        self._trial = self._flat[0] if len(self._flat) == 1 else arrays.zeros(n, dtype)
+        alone = len(self._flat) == 1 and owned[0].dtype == dtype
+        self._trial = self._flat[0] if alone else arrays.zeros(n, dtype)
         self._basis = arrays.zeros(2 * m * n, dtype).reshape(2 * m, n)  # s in the first m rows, y in the others
         self._pairs: list[int] = []  # their places, the oldest first
         self._sy, self._yy = np.zeros((m, m)), np.zeros((m, m))
@@ -108,18 +111,19 @@ class Search:
 
     # ---------------------------------------------------------------- the parameters and the gradient, as vectors
     def _place(self, x: np.ndarray) -> None:
-        """Write a vector into the parameters."""
+        """Write a vector into the parameters; too large a number for float16 becomes infinite, as does the loss."""
         start = 0
         for a in self._flat:
             if a is not x:
-                a[...] = x[start : start + a.size]
+                with np.errstate(over="ignore"):
+                    a[...] = x[start : start + a.size]
             start += a.size
 
     def _observe(self, grads: Any) -> float:
         """The gradient into `_trial_g`; its product with the direction."""
         self.evaluations += 1
         if self._packed is not None and (grads is None or grads is self._packed.grads):
-            source = self._packed.grads.flat
+            source = codecs.widened(self._packed.grads.flat)
         else:
             source, start = self._trial_g, 0
             leaves = self._tree.leaves(grads)
@@ -127,10 +131,10 @@ class Search:
                 if leaf is None:
                     raise GradientError(f"gradient of `{name}` is None; lbfgs needs all of them.")
                 g = arrays.gradient(leaf, like, name)
-                if len(leaves) == 1 and g.dtype == like.dtype:
+                if len(leaves) == 1 and g.dtype == self._x.dtype:
                     source = g.reshape(-1)
                 else:
-                    self._trial_g[start : start + like.size] = g.reshape(-1)
+                    self._trial_g[start : start + like.size] = codecs.widened(g).reshape(-1)
                 start += like.size
         self._run("observe", source, self._d, self._trial_g)
         self._trial_largest = float(self._tables.partials[0, 1].max(initial=0.0))
@@ -140,7 +144,7 @@ class Search:
         """The loss and the gradient where the parameters are."""
         start = 0
         for a in self._flat:
-            self._x[start : start + a.size] = a
+            self._x[start : start + a.size] = codecs.widened(a)
             start += a.size
         self._observe(grads)
         self._accept(loss)
