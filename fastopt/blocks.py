@@ -22,6 +22,7 @@ Kernels have functions of their own for this (targets/blocks.py); these are for 
 import numpy as np
 
 BLOCK = 256  # elements, of the flat parameter; a chunk of work is a whole number of blocks
+_AT_ONCE = 4096  # blocks: encoding takes some 60 bytes per element meanwhile
 SIGNED, UNSIGNED = (3, 127), (4, 255)  # n, and the largest q
 _ONE = np.float32(1).view(np.int32)
 
@@ -44,9 +45,17 @@ def decode(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def write(codes: np.ndarray, scales: np.ndarray, values: np.ndarray) -> None:
-    """Encode numbers, each to the nearest level."""
-    x = np.zeros(len(scales) * BLOCK)
-    x[: values.size] = values.reshape(-1)
+    """Encode numbers, each to the nearest level, into C-contiguous codes."""
+    flat, given = codes.reshape(-1), values.reshape(-1)
+    for first in range(0, len(scales), _AT_ONCE):
+        blocks = slice(first, first + _AT_ONCE)
+        elements = slice(first * BLOCK, (first + _AT_ONCE) * BLOCK)
+        flat[elements], scales[blocks] = _encoded(given[elements], scales[blocks].size)
+
+
+def _encoded(values: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    x = np.zeros(n * BLOCK)
+    x[: values.size] = values
     x = x.reshape(-1, BLOCK)
     top = np.abs(x).max(1, keepdims=True, initial=0.0)
     signed, bad = (x < 0).any(1, keepdims=True), ~np.isfinite(top)
@@ -55,8 +64,7 @@ def write(codes: np.ndarray, scales: np.ndarray, values: np.ndarray) -> None:
     small = _nearest(np.abs(y), levels(*SIGNED)) | (y < 0) << 7
     large = np.maximum(_nearest(np.abs(y), levels(*UNSIGNED)), y > 0)
     found = np.where(signed, small, large).astype(np.uint8)
-    codes[...] = found.reshape(-1)[: values.size].reshape(values.shape)
-    scales[...] = np.where(bad, np.nan, np.where(signed, top, -top))[:, 0]
+    return found.reshape(-1)[: values.size], np.where(bad, np.nan, np.where(signed, top, -top))[:, 0]
 
 
 def _nearest(y: np.ndarray, found: np.ndarray) -> np.ndarray:

@@ -110,13 +110,13 @@ class Settings:
 
     def store(self, options: Mapping[str, Any], params: Sequence[Any], by_rows: bool) -> None:
         """Decide how states are stored, by the options of the optimizer and what groups say. Raises `ConfigError`."""
-        every = storage.read(self.rules, params, **options, otherwise=Storage(by_rows=by_rows))
+        every = storage.read(*_about(self.rules, params), **options, otherwise=Storage(by_rows=by_rows))
         self.storages = [every] * len(self.rules)
         for k, own in enumerate(self._stored):
             mine = [p for p, row in zip(params, self.of, strict=True) if row == k]
             try:
                 given = {"rounding": options["rounding"], **own}
-                self.storages[k] = storage.read([self.rules[k]], mine, **given, otherwise=every)
+                self.storages[k] = storage.read(*_about([self.rules[k]], mine), **given, otherwise=every)
             except ConfigError as error:
                 raise ConfigError(f"Group({self.patterns[k]!r}): {error}") from None
 
@@ -270,3 +270,9 @@ class Settings:
             if truth and lower(rule, off + supplied) == lower(rule, chosen + supplied):
                 others = ", ".join(f"{n}={self.value(row, n)!r}" for n, _ in chosen if n != name)
                 raise ConfigError(f"`{rule.name}`: `{name}={self.value(row, name)!r}` has no effect with {others}.")
+
+
+def _about(rules: Sequence[Rule], params: Sequence[Any]) -> tuple[tuple[str, ...], str, bool]:
+    """The states of rules, their names, and whether there are parameters in 16 bits."""
+    states = tuple(dict.fromkeys(s for rule in rules for s in rule.state))
+    return states, " + ".join(dict.fromkeys(rule.name for rule in rules)), any(codecs.of(p.dtype).coded for p in params)

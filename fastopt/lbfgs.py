@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fastopt import codecs
 from fastopt import params as arrays
-from fastopt import threads
 from fastopt.callbacks import finite, whole
 from fastopt.errors import ConfigError, GradientError, listing
 from fastopt.linesearch import Trial, strong_wolfe
@@ -18,7 +18,6 @@ from fastopt.pack import Packed
 from fastopt.process import Process, _Stop
 from fastopt.schema import Hyper
 from fastopt.targets import lbfgs as target
-from fastopt.targets.cpu import PARALLEL_BYTES
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,8 @@ class lbfgs:
 
     In the form of Nocedal & Wright 2006, Algorithms 7.4 and 7.5, with step lengths that satisfy the strong Wolfe
     conditions, Algorithms 3.5 and 3.6. All parameters are one vector, of one dtype. A step is one line search: one or
-    two evaluations of the loss most of the time.
+    two evaluations of the loss most of the time. Of parameters in 16 bits that vector is float32, and they are what it
+    is to the nearest: their loss has steps, at the height of which a run ends.
 
     Args:
         history: pairs of differences of parameters and of gradients that make the picture of the curvature. They take
@@ -80,7 +80,7 @@ class Search:
     def __init__(self, rule: lbfgs, params: Any):
         tree, leaves = arrays.survey(params)
         names = tree.names()
-        owned = [arrays.parameter(x, n, halves=False) for x, n in zip(leaves, names, strict=True)]
+        owned = [arrays.parameter(x, n) for x, n in zip(leaves, names, strict=True)]
         arrays.check_overlap([arrays.span(a) for a in owned], names)
         if len({a.dtype for a in owned}) > 1:
             raise ConfigError(
@@ -89,23 +89,17 @@ class Search:
         self.rule, self.params, self.names, self._tree, self._owned = rule, params, names, tree, owned
         self._packed = params if isinstance(params, Packed) and params.has_grads else None
         self._flat = [params.flat] if self._packed is not None else [a.reshape(-1) for a in owned]
-        n, dtype = sum(a.size for a in self._flat), owned[0].dtype
+        n, dtype = sum(a.size for a in self._flat), codecs.of(owned[0].dtype).real
         m = rule.history
         self.t, self.evaluations, self.loss, self.length, self.largest = 0, 0, math.nan, math.nan, math.nan
         self._x, self._g, self._trial_g, self._d = (arrays.zeros(n, dtype) for _ in range(4))
-        self._trial = self._flat[0] if len(self._flat) == 1 else arrays.zeros(n, dtype)
+        alone = len(self._flat) == 1 and owned[0].dtype == dtype
+        self._trial = self._flat[0] if alone else arrays.zeros(n, dtype)
         self._basis = arrays.zeros(2 * m * n, dtype).reshape(2 * m, n)  # s in the first m rows, y in the others
         self._pairs: list[int] = []  # their places, the oldest first
         self._sy, self._yy = np.zeros((m, m)), np.zeros((m, m))
-        large = n * dtype.itemsize * 2 * m > PARALLEL_BYTES
-        n_tasks = threads.count() if large else 1
-        chunks = -(-n // target.CHUNK)
-        self._tasks = np.unique(np.linspace(0, chunks, n_tasks + 1).astype(np.uint64))
-        if len(self._tasks) == 1:  # no element at all
-            self._tasks = np.zeros(2, np.uint64)
-        self._parallel = n_tasks > 1
-        self._kernels = target.kernels(dtype, self._parallel)
-        self._partials, self._lanes = np.zeros((2 * m, 2, chunks)), np.zeros((n_tasks, 2, target.BLOCK))
+        self._tables = target.Tables(n, dtype, m)
+        self._run = self._tables.run
 
     def hyper(self, pattern: str | None = None) -> dict[str, float]:
         """`lr`: the length of the last step."""
@@ -115,24 +109,21 @@ class Search:
     def num_parameters(self) -> int:
         return self._x.size
 
-    def _run(self, name: str, *args: Any) -> None:
-        kernel = getattr(self._kernels, name)
-        threads.launch(kernel, *args) if self._parallel else kernel(*args)
-
     # ---------------------------------------------------------------- the parameters and the gradient, as vectors
     def _place(self, x: np.ndarray) -> None:
-        """Write a vector into the parameters."""
+        """Write a vector into the parameters; too large a number for float16 becomes infinite, as does the loss."""
         start = 0
         for a in self._flat:
             if a is not x:
-                a[...] = x[start : start + a.size]
+                with np.errstate(over="ignore"):
+                    a[...] = x[start : start + a.size]
             start += a.size
 
     def _observe(self, grads: Any) -> float:
         """The gradient into `_trial_g`; its product with the direction."""
         self.evaluations += 1
         if self._packed is not None and (grads is None or grads is self._packed.grads):
-            source = self._packed.grads.flat
+            source = codecs.widened(self._packed.grads.flat)
         else:
             source, start = self._trial_g, 0
             leaves = self._tree.leaves(grads)
@@ -140,20 +131,20 @@ class Search:
                 if leaf is None:
                     raise GradientError(f"gradient of `{name}` is None; lbfgs needs all of them.")
                 g = arrays.gradient(leaf, like, name)
-                if len(leaves) == 1 and g.dtype == like.dtype:
+                if len(leaves) == 1 and g.dtype == self._x.dtype:
                     source = g.reshape(-1)
                 else:
-                    self._trial_g[start : start + like.size] = g.reshape(-1)
+                    self._trial_g[start : start + like.size] = codecs.widened(g).reshape(-1)
                 start += like.size
-        self._run("observe", self._tasks, source, self._d, self._trial_g, self._partials, self._lanes)
-        self._trial_largest = float(self._partials[0, 1].max(initial=0.0))
-        return float(self._partials[0, 0].sum())
+        self._run("observe", source, self._d, self._trial_g)
+        self._trial_largest = float(self._tables.partials[0, 1].max(initial=0.0))
+        return self._tables.slope
 
     def begin(self, loss: float, grads: Any) -> None:
         """The loss and the gradient where the parameters are."""
         start = 0
         for a in self._flat:
-            self._x[start : start + a.size] = a
+            self._x[start : start + a.size] = codecs.widened(a)
             start += a.size
         self._observe(grads)
         self._accept(loss)
@@ -194,7 +185,7 @@ class Search:
         def tried(length: float) -> Trial:
             nonlocal at
             at = float(self._x.dtype.type(length))
-            self._run("move", self._tasks, self._x, self._d, at, self._trial)
+            self._run("move", self._x, self._d, at, self._trial)
             self._place(self._trial)
             loss, grads = evaluate()
             if not math.isfinite(loss):
@@ -229,42 +220,30 @@ class Search:
         place = self._pairs.pop(0) if len(self._pairs) == m else next(k for k in range(m) if k not in self._pairs)
         pairs = [*self._pairs, place]
         k = len(pairs)
-        rows = np.array([*pairs, *(p + m for p in pairs)], np.uint64)
-        self._run(
-            "remember",
-            *(self._tasks, rows, np.uint64(place), np.uint64(place + m), self._basis, self._trial, self._x),
-            *(self._trial_g, self._g, self._partials, self._lanes),
-        )
-        sums = self._partials[: 2 * k].sum(axis=2)
-        self._with_g = sums[:k, 0], sums[k:, 0]  # s g and y g, in the order of the pairs
-        self._sy[pairs, place], self._yy[pairs, place] = sums[:k, 1], sums[k:, 1]
-        self._yy[place, pairs] = sums[k:, 1]
+        self._run("remember", self._rows(pairs), self._trial, self._x, self._trial_g, self._g)
+        with_g, with_y = self._tables.products(2 * k)
+        self._with_g = with_g[:k], with_g[k:]  # s g and y g, in the order of the pairs
+        self._sy[pairs, place], self._yy[pairs, place] = with_y[:k], with_y[k:]
+        self._yy[place, pairs] = with_y[k:]
         if self._sy[place, place] > rounding * self._yy[place, place] > 0:
             self._pairs = pairs
         else:  # no positive curvature along the step: it would spoil the picture
-            self._with_g = sums[: k - 1, 0], sums[k : 2 * k - 1, 0]
+            self._with_g = with_g[: k - 1], with_g[k : 2 * k - 1]
+
+    def _rows(self, pairs: list[int]) -> np.ndarray:
+        """Addresses of all s, then all y."""
+        rows = np.array([*pairs, *(p + self.rule.history for p in pairs)], np.uint64)
+        return rows * np.uint64(self._basis.strides[0]) + np.uint64(self._basis.ctypes.data)
 
     def _direct(self) -> float:
         """The direction -H g by Algorithm 7.4 on products; its slope."""
-        m, p = self.rule.history, self._pairs
-        k = len(p)
-        sy, yy = self._sy[np.ix_(p, p)].tolist(), self._yy[np.ix_(p, p)].tolist()
-        of_s, of_y, of_g = [0.0] * k, [0.0] * k, 1.0
-        if k:
-            sg, yg = (products.tolist() for products in self._with_g)
-            alpha = [0.0] * k
-            for i in reversed(range(k)):
-                alpha[i] = (sg[i] - sum(sy[i][j] * alpha[j] for j in range(i + 1, k))) / sy[i][i]
-            of_g = sy[-1][-1] / yy[-1][-1]
-            of_y = [-of_g * a for a in alpha]
-            for i in range(k):
-                with_q = of_g * yg[i] + sum(yy[i][j] * of_y[j] for j in range(k))
-                of_s[i] = alpha[i] - (with_q + sum(sy[j][i] * of_s[j] for j in range(i))) / sy[i][i]
-        rows = np.array([*p, *(q + m for q in p)], np.uint64)
-        factors = -np.array([*of_s, *of_y], self._x.dtype)
-        of = self._x.dtype.type(-of_g)
-        self._run("direct", self._tasks, rows, factors, of, self._basis, self._g, self._d, self._partials, self._lanes)
-        return float(self._partials[0, 0].sum())
+        p, factors, scale = self._pairs, np.zeros(0), 1.0
+        if p:
+            sy, yy = self._sy[np.ix_(p, p)], self._yy[np.ix_(p, p)]
+            scale = sy[-1, -1] / yy[-1, -1]
+            factors = target.recursion(sy, yy, *self._with_g, scale)
+        self._run("direct", self._rows(p), -factors.astype(self._x.dtype), -scale, self._g, self._d)
+        return self._tables.slope
 
     def __repr__(self) -> str:
         return f"<{self.rule!r} of {self.num_parameters:,} elements, t={self.t}>"

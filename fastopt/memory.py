@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import NamedTuple
 
 from fastopt import codecs
 from fastopt.launch import Segment
+
+PARAMETERS = "parameters"
 
 
 class Part(NamedTuple):
     """Arrays of one kind that are stored alike."""
 
-    name: str  # "parameters", or a state
+    name: str  # PARAMETERS, or a state
     codec: str
     elements: int
     bytes: int  # with the scales of 8-bit blocks
@@ -48,23 +51,30 @@ class Memory:
 
 def of(segments: Sequence[Segment], states: Sequence[str]) -> Memory:
     """Of the segments of an optimizer, whose states are called so."""
-    found: dict[tuple[str, str], list[int]] = {}
+    return tally(chain(map(_parameter, segments), (p for s in states for p in _held(segments, s))))
 
-    def add(name: str, codec: str, elements: int, size: int) -> None:
+
+def tally(parts: Iterable[Part]) -> Memory:
+    """The table of `parts`, those that are called and stored alike as one."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for name, codec, elements, size in parts:
         counts = found.setdefault((name, codec), [0, 0])
         counts[0] += elements
         counts[1] += size
+    rows = tuple(Part(*key, *counts) for key, counts in found.items())
+    elements = sum(p.elements for p in rows if p.name == PARAMETERS)
+    return Memory(rows, elements, sum(p.bytes for p in rows if p.name != PARAMETERS))
 
+
+def _parameter(segment: Segment) -> Part:
+    a = segment.array
+    return Part(PARAMETERS, codecs.of(a.dtype).name, a.size, a.nbytes)
+
+
+def _held(segments: Sequence[Segment], state: str) -> Iterator[Part]:
     for segment in segments:
-        add("parameters", codecs.of(segment.array.dtype).name, segment.array.size, segment.array.nbytes)
-    for state in states:
-        for segment in segments:
-            a: Any = segment.state.get(state)
-            low = segment.lowered
-            if a is not None and state not in low.scales:
-                scales = segment.state.get(f"{state}_scale") if state in low.scales.values() else None
-                size = a.nbytes + (0 if scales is None else scales.nbytes)
-                add(state, dict(low.stored).get(state, str(a.dtype)), a.size, size)
-    parts = tuple(Part(*key, *counts) for key, counts in found.items())
-    elements = sum(segment.array.size for segment in segments)
-    return Memory(parts, elements, sum(p.bytes for p in parts if p.name != "parameters"))
+        a, low = segment.state.get(state), segment.lowered
+        if a is not None and state not in low.scales:
+            scales = segment.state.get(f"{state}_scale") if state in low.scales.values() else None
+            size = a.nbytes + (0 if scales is None else scales.nbytes)
+            yield Part(state, dict(low.stored).get(state, str(a.dtype)), a.size, size)

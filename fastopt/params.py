@@ -157,12 +157,9 @@ def _dlpack_device(x: Any) -> int:
     return 1 if ask is None else int(ask()[0])
 
 
-def parameter(x: Any, name: str, halves: bool = True) -> np.ndarray:
-    """`x` as an array that a kernel can update in place. Raises `ArrayTypeError` with the remedy.
-
-    halves: may it be float16 or bfloat16?
-    """
-    floats = "float32, float64, float16 or bfloat16" if halves else "float32 or float64"
+def parameter(x: Any, name: str) -> np.ndarray:
+    """`x` as an array that a kernel can update in place. Raises `ArrayTypeError` with the remedy."""
+    floats = "float32, float64, float16 or bfloat16"
 
     def refuse(what: str, remedy: str) -> ArrayTypeError:
         return ArrayTypeError(f"parameter `{name}` {what}; {remedy}.")
@@ -176,8 +173,7 @@ def parameter(x: Any, name: str, halves: bool = True) -> np.ndarray:
         raise refuse(f"is a {type(a).__name__}, a subclass with rules of its own", "pass numpy.asarray(x), or its data")
     if a is not x and not np.may_share_memory(a, foreign(x, name)):
         raise refuse(f"is a {type(x).__name__} that hands out copies", "pass a NumPy array that you own")
-    half = halves and codecs.is_half(a.dtype)
-    if not half and a.dtype.newbyteorder("=") not in FLOATS:
+    if not codecs.is_half(a.dtype) and a.dtype.newbyteorder("=") not in FLOATS:
         remedy = ": x.astype(numpy.float32)" if a.dtype.kind in "fiub" else ""
         raise refuse(f"has dtype {a.dtype}", f"expected {floats}{remedy}")
     if not a.dtype.isnative:

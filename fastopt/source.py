@@ -53,7 +53,8 @@ def chosen(
     of_p, of_g = _codec(dtype), _codec(dtype if gradient is None else gradient)
     given = {MATRIX: True, **rule.hyper, **switches}
     like = np.zeros((16, BLOCK), codecs.array_dtype(of_p.name))
-    stored = storage.read([rule], [like], state_dtype=state_dtype, otherwise=Storage(by_rows=target == "cpu"))
+    otherwise = Storage(by_rows=target == "cpu")
+    stored = storage.read(rule.state, rule.name, True, state_dtype=state_dtype, otherwise=otherwise)
     return stored.applied(lower(rule, tuple((n, bool(given[n])) for n in rule.switches)), rule, like), of_p, of_g
 
 

@@ -76,8 +76,9 @@ class Storage:
 
 
 def read(
-    rules: Sequence[Rule],
-    params: Sequence[Any],
+    states: Sequence[str],
+    title: str,
+    halves: bool,
     *,
     state_dtype: Any = None,
     rounding: Any = "stochastic",
@@ -85,7 +86,10 @@ def read(
     memory: Any = None,
     otherwise: Storage = Storage(),
 ) -> Storage:
-    """What the caller says, checked; what is not said is as in `otherwise`. Raises `ConfigError`."""
+    """What the caller says, checked; what is not said is as in `otherwise`. Raises `ConfigError`.
+
+    `states`: the names of those that `title` keeps; `halves`: are there parameters in 16 bits?
+    """
     if memory is not None and memory not in PRESETS:
         raise ConfigError(f"memory is {memory!r}; expected None or one of {', '.join(map(repr, PRESETS))}.")
     if memory is not None and state_dtype is not None:
@@ -95,15 +99,13 @@ def read(
         raise ConfigError(f"rounding is {rounding!r}; expected one of {', '.join(map(repr, ROUNDINGS))}.")
     if master is not None and master not in masters.KINDS:
         raise ConfigError(f"master is {master!r}; expected None or one of {', '.join(map(repr, masters.KINDS))}.")
-    if master and not any(codecs.of(p.dtype).coded for p in params):
+    if master and not halves:
         raise ConfigError(f"master is {master!r}, which is for parameters in bfloat16 or float16; there are none.")
-    known = tuple(dict.fromkeys(s for rule in rules for s in rule.state))
     every, named = (otherwise.every, otherwise.named) if state_dtype is None else (None, {})
     if isinstance(state_dtype, Mapping):
-        if unknown := [s for s in state_dtype if s not in known]:
-            has = f"its states are {listing(known)}" if known else "it keeps none"
-            title = " + ".join(dict.fromkeys(rule.name for rule in rules))
-            close = hint(str(unknown[0]), known)
+        if unknown := [s for s in state_dtype if s not in states]:
+            has = f"its states are {listing(states)}" if states else "it keeps none"
+            close = hint(str(unknown[0]), states)
             raise ConfigError(f"state_dtype: `{title}` has no state {unknown[0]!r}; {has}.{close}")
         named = {s: _codec(name, f"state_dtype[{s!r}]") for s, name in state_dtype.items()}
     elif state_dtype is not None:

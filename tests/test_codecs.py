@@ -403,3 +403,14 @@ def test_no_worse_than_the_dynamic_map_on_states_of_adam():
         assert rms(update(ours[0], v) - true) <= 1.1 * rms(update(theirs[0], v) - true)  # the smallest m beside tiny v
         assert rms(update(m, ours[1]) - true) <= rms(update(m, theirs[1]) - true)
         assert rms(ours[1] - v) <= 1.1 * rms(theirs[1] - v)  # 128 of its 255 levels are for the upper nine tenths
+
+
+def test_encoding_is_done_in_pieces(monkeypatch):
+    x = np.random.default_rng(0).standard_normal(5 * blocks.BLOCK + 7).astype("f4")
+    encoded = []
+    for at_once in (100, 2):
+        monkeypatch.setattr(blocks, "_AT_ONCE", at_once)
+        encoded.append((np.zeros(x.shape, np.uint8), np.zeros(6, "f4")))
+        blocks.write(*encoded[-1], x)
+    assert [a.tobytes() for a in encoded[0]] == [a.tobytes() for a in encoded[1]]
+    np.testing.assert_allclose(blocks.decode(*encoded[1]), x, rtol=0, atol=0.03 * np.abs(x).max())

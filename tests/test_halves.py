@@ -192,8 +192,6 @@ def test_bad_masters_are_refused():
             fo.adamw(p, **options)
     with pytest.raises(fo.ArrayTypeError, match="uint16; expected float32, float64, float16 or bfloat16"):
         fo.adamw(np.ones(4, "u2"))
-    with pytest.raises(fo.ArrayTypeError, match="expected float32 or float64"):
-        fo.minimize(lambda p: (0.0, p), start(), rule=fo.lbfgs(), epochs=1)
 
 
 def test_kernels_are_packed():

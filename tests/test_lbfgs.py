@@ -236,7 +236,7 @@ for n in (1, 2, 3):
     curve = np.logspace(0, 2, x.size, dtype=np.float32)
     f = lambda x: (float(np.sum(curve * (x - 1.0) ** 2, dtype=np.float64)), 2 * curve * (x - 1))
     result = fo.minimize(f, x, rule=fo.lbfgs(history=10, ftol=0.0, gtol=0.0), steps=12)
-    assert n == 1 or result.optimizer._parallel
+    assert n == 1 or result.optimizer._tables.parallel
     ends.append((x.tobytes(), result.optimizer.evaluations))
 assert len(set(ends)) == 1
 """
@@ -326,3 +326,37 @@ def test_settings_and_parameters_are_checked():
         fo.minimize(lambda p: (0.0, p), mixed, rule=fo.lbfgs(), steps=1)
     with pytest.raises(fo.GradientError, match="`b` is None"):
         fo.minimize(lambda p: (0.0, {"w": p["w"], "b": None}), line(), rule=fo.lbfgs(), steps=1)
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "packed", "tensors"])
+def test_parameters_in_16_bits(name):
+    """Its vectors are float32; the loss is that of the rounded parameters, and about as low as those can be."""
+    import ml_dtypes
+    import torch
+
+    function, start = PROBLEMS["logistic"]
+    best = start.astype("f4")
+    fo.minimize(lambda w: function(w.astype("f8")), best, rule=fo.lbfgs(), steps=100)
+    half = np.float16 if name == "float16" else ml_dtypes.bfloat16
+    if name == "packed":
+        params = fo.pack([start[:20].astype(half), start[20:].astype(half)])
+    elif name == "tensors":
+        params = [torch.zeros(20, dtype=torch.bfloat16), torch.zeros(10, dtype=torch.bfloat16)]
+    else:
+        params = start.astype(half)
+
+    def evaluate(given):
+        leaves = [given] if isinstance(given, np.ndarray) else list(given)
+        w = np.concatenate([x.double().numpy() if name == "tensors" else x.astype("f8") for x in leaves])
+        loss, g = function(w)
+        pieces = np.split(g.astype("f4"), np.cumsum([len(x) for x in leaves])[:-1])
+        if name == "packed":
+            given.grads[0][...], given.grads[1][...] = pieces
+            return loss, given.grads
+        return loss, pieces if len(leaves) > 1 else pieces[0]
+
+    result = fo.minimize(evaluate, params, rule=fo.lbfgs(), steps=100)
+    rounded = function(best.astype(half).astype("f8"))[0]
+    assert result.loss == evaluate(params)[0]
+    # the nearest numbers to the minimum are not the best ones
+    assert result.loss < rounded + 1e-5 < function(start)[0] / 5

@@ -14,7 +14,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of torch's internals, while they are imported
     from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
 
-NAMES = "Adadelta Adagrad Adam Adamax AdamW ASGD Muon NAdam RAdam RMSprop Rprop SGD SparseAdam Adafactor".split()
+NAMES = "Adadelta Adagrad Adam Adamax AdamW ASGD Muon NAdam RAdam RMSprop Rprop SGD SparseAdam Adafactor LBFGS".split()
 DB = {info.optim_cls.__name__: info for info in optim_db}
 INPUTS = [pytest.param(n, i, id=f"{n}-{i.desc or 'default'}") for n in NAMES for i in DB[n].optim_inputs_func("cpu")]
 ERRORS = [
@@ -26,6 +26,8 @@ SHAPES = {"Muon": [(10, 5), (5, 10), (6, 6)], "SparseAdam": [(10, 5), (7,), (3, 
 PER_STEP = {
     # Newton-Schulz in bfloat16 (8 bits) there and in float32 here, five times on end
     "Muon": dict(rtol=0.05, atol=0.05),
+    # many curved steps, of which each goes on from the differences of the last ones; in float64
+    "LBFGS": dict(rtol=1e-7, atol=1e-7),
     # a dozen float32 roundings a step, in another order; RMSprop's v - ga^2 and Adam's first steps divide small numbers
     None: dict(rtol=2e-5, atol=2e-5),
 }
@@ -34,7 +36,8 @@ PER_STEP = {
 def made(name, seed=0):
     torch.manual_seed(seed)
     shapes = SHAPES.get(name, [(10, 5), (7,), (), (3, 4, 2)])
-    return [torch.nn.Parameter(torch.randn(s)) for s in shapes]
+    dtype = torch.float64 if name == "LBFGS" else torch.float32
+    return [torch.nn.Parameter(torch.randn(s, dtype=dtype)) for s in shapes]
 
 
 def descend(opt, params, steps, seed=1, start=0):
@@ -42,10 +45,25 @@ def descend(opt, params, steps, seed=1, start=0):
     for t in range(start, start + steps):
         rng = torch.Generator().manual_seed(100 * seed + t)
         for k, p in enumerate(params):
-            g = torch.randn(p.shape, generator=rng)
+            g = torch.randn(p.shape, generator=rng, dtype=p.dtype)
             g = g.to_sparse(1) if isinstance(opt, torch.optim.SparseAdam) else g
             p.grad = None if t % 3 == 2 and k == 1 else g
-        opt.step()
+        opt.step(*[curved(params)] * isinstance(opt, torch.optim.LBFGS))
+
+
+def curved(params):
+    """What `LBFGS` steps by: a loss with a minimum where it is not quadratic."""
+
+    def closure():
+        loss = torch.zeros((), dtype=torch.float64)
+        for k, p in enumerate(params):
+            curves = torch.linspace(1, 30, p.numel(), dtype=p.dtype).reshape(p.shape)
+            x = p.detach() - k
+            p.grad = curves * (x + x**3)
+            loss += (curves * (x**2 / 2 + x**4 / 4)).sum()
+        return loss
+
+    return closure
 
 
 def same(ours, theirs, name):
@@ -56,7 +74,11 @@ def same(ours, theirs, name):
 def test_signature_and_defaults_are_torchs(name):
     ours, theirs = getattr(ft, name), DB[name].optim_cls
     assert issubclass(ours, theirs)
-    assert inspect.signature(ours) == inspect.signature(theirs)
+    mine = inspect.signature(ours)
+    if name != "LBFGS":  # docs/memory.md
+        assert list(mine.parameters)[-4:] == ["state_dtype", "rounding", "master", "memory"]
+        mine = mine.replace(parameters=list(mine.parameters.values())[:-4])
+    assert mine == inspect.signature(theirs)
     assert repr(ours(made(name))) == repr(theirs(made(name)))
 
 
@@ -78,6 +100,7 @@ def test_inputs(name, given):
     assert saved["state"].keys() == expected["state"].keys()
     for k, state in expected["state"].items():
         assert list(saved["state"][k]) == list(state)  # in torch's order
+        saved["state"][k].pop("al", None), state.pop("al", None)  # of LBFGS, which is no state
         same(saved["state"][k], state, name)  # with torch's dtypes and shapes, which assert_close compares
     opt, ref = ours(a, **copy.deepcopy(given.kwargs)), theirs(b, **copy.deepcopy(given.kwargs))
     opt.load_state_dict(copy.deepcopy(expected)), ref.load_state_dict(copy.deepcopy(saved))

@@ -7,6 +7,7 @@ import torch
 
 from fastopt import rules
 from fastopt.torch.base import Fast
+from fastopt.torch.lbfgs import LBFGS
 from fastopt.torch.make import from_rule
 from fastopt.torch.table import KINDS, MOMENTS
 
@@ -123,6 +124,7 @@ __all__ = [
     "ASGD",
     "LAMB",
     "LARS",
+    "LBFGS",
     "MADGRAD",
     "MARS",
     "QHM",

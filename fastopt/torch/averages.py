@@ -13,7 +13,7 @@ import torch
 
 from fastopt.errors import ConfigError
 from fastopt.launch import Segment
-from fastopt.torch import place, tensors, where
+from fastopt.torch import place, stored, tensors, where
 from fastopt.torch.base import Fast
 from fastopt.torch.held import STEPS, Held, T
 from fastopt.torch.kind import DENSE, Rows
@@ -43,7 +43,8 @@ class Averages(Fast):
             self._shown([(params[k], of[k]) for k, other in zip(moved, places, strict=True) if other == device])
             for device in dict.fromkeys(places)
         ]
-        self._aside = [(params[k], params[k].detach().clone()) for k in moved]
+        masters = [m for k in moved if (m := dict.get(self.state, params[k], {}).get(stored.MASTER)) is not None]
+        self._aside = [(x, x.detach().clone()) for x in (*(params[k] for k in moved), *masters)]
         try:
             for show in shown:
                 show()
@@ -59,7 +60,7 @@ class Averages(Fast):
         held = Held(self.state, self.kind, rows, parts, self.param_groups)
         clock = held.clock.copy()
         clock[T] = max(int(clock[T]) - 1, 0)  # of the step that has been done last
-        seen = [rows.stored(rows.seen(p.row, p.tensor.dim()), p.row, p.array) for p in parts]
+        seen = [rows.stored(rows.seen(p.row, p.tensor.dim()), p.row, p.tensor, p.array) for p in parts]
         segments = [
             Segment(p.array, p.row, replace(low, rounded=()), p.state, 0) for p, low in zip(parts, seen, strict=True)
         ]

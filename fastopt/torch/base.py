@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import wraps
 from itertools import chain
 from operator import attrgetter, is_, itemgetter
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks as _all_after
@@ -16,8 +16,8 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks as _all_before
 from fastopt.errors import ConfigError
 from fastopt.torch import tensors, ways
 from fastopt.torch.engine import Engine
-from fastopt.torch.kind import Kind
 from fastopt.torch.several import Several, engine, left
+from fastopt.torch.storing import Storing
 
 _profiled: Any = vars(torch.autograd)["_profiler_enabled"]
 _params = itemgetter("params")
@@ -71,10 +71,16 @@ def _hooked(step: Any) -> Any:
     return wrapper
 
 
-class Fast(torch.optim.Optimizer):
+def unhooked(step: Any) -> Any:
+    """A step as it was before torch wrapped it."""
+    while getattr(step, "hooked", False):
+        step = step.__wrapped__
+    return step
+
+
+class Fast(Storing):
     """What all classes here share. Abstract."""
 
-    kind: ClassVar[Kind]
     _engine: Engine | Several | None = None
     _flat: Sequence[torch.Tensor] = ()  # per parameter its gradient, once `use_flat_grads` was called
     _buffers: Sequence[torch.Tensor] = ()  # the memory of those
@@ -190,9 +196,8 @@ class Fast(torch.optim.Optimizer):
         """Let torch's own class step `params` alone. `unscaled`: what a GradScaler left to the step is done."""
         if self.kind.torch is None:
             raise ways.refusal(type(self).__name__, params)
-        step = self.kind.torch.step
-        while getattr(step, "hooked", False):  # hooks and profile are those of our step
-            step = step.__wrapped__  # type: ignore[attr-defined]
+        step = unhooked(self.kind.torch.step)  # hooks and profile are those of our step
+        self._as_torch(params)
         chosen = set(map(id, params))
         kept = [g["params"] for g in self.param_groups]
         scaled = {n: vars(self).pop(n) for n in ("grad_scale", "found_inf") if n in vars(self) and unscaled}

@@ -91,10 +91,8 @@ class Engine:
         return ways.TORCH if self._asked and self._asked.lowered(row, p.dim()).matrices else way
 
     def _planned(self, given: Sequence[Any]) -> Any:
-        segments = [
-            Segment(p.array, p.row, p.lowered, p.state, crc32(b"%d" % k))
-            for k, p in zip(self._places, self._parts, strict=True)
-        ]
+        keys = [crc32(b"%d" % k) for k in self._places]  # of random numbers: as those of a list of arrays
+        segments = [Segment(p.array, p.row, p.lowered, p.state, k) for p, k in zip(self._parts, keys, strict=True)]
         kinds = [tensors.KINDS[dtype] for dtype in self._addresses.kinds]
         kinds += ["rd" if given[k].dtype == torch.float64 else "rf" for k in self._sparse.places]
         clock = self._held.clock

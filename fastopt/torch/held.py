@@ -13,6 +13,7 @@ import torch
 from fastopt.torch import tensors, where
 from fastopt.torch.kind import Kind, Rows
 from fastopt.torch.part import Part, adopt, start
+from fastopt.torch.stored import begun
 
 T, STEPS = 0, 2  # of the clock: steps done, is one under way, then the steps of each parameter
 
@@ -28,13 +29,14 @@ class Held:
 
     def __init__(self, state: Any, kind: Kind, rows: Rows, parts: Sequence[Part], groups: Sequence[Mapping[str, Any]]):
         self._state = state
+        counted = kind.counted or any(p.lowered.rounded for p in parts)  # chance is another at every step
         began = []
         held: list[dict[str, Any]] = []
         for p in parts:
             mine = dict.get(state, p.tensor)
             fresh = {} if mine is None else mine
-            began.append(all(fresh.get(kind.key(s)) is not None for s in p.lowered.state))
-            if kind.counted:
+            began.append(all(begun(fresh, kind.key(s)) for s in p.lowered.state))
+            if counted:
                 fresh.setdefault("step", None)
             adopt(p, kind, rows, fresh)
             if fresh and mine is None:
@@ -45,11 +47,14 @@ class Held:
         self._counts: list[Any] = []  # arrays, on a device tensors
         self._numbers: list[tuple[Any, Any]] = []  # as torch keeps them, as kernels do
         devices = [None if where.device(p.memory) == where.HOST else p.memory for p in parts]
-        self._plain = held if kind.counted and kind.plain else []  # whose `step` is an int, not a tensor
-        steps = [int(n) for n in _read([mine["step"] for mine in held])] if kind.counted else []
+        self._plain = held if kind.plain else []  # whose `step` is an int, not a tensor
+        steps = [0 if kind.counted else int(b) for b in began]
+        if counted:
+            given = [n if mine["step"] is None else mine["step"] for n, mine in zip(steps, held, strict=True)]
+            steps = [int(n) for n in _read(given)]
         for mine, n in zip(self._plain, steps, strict=False):
             mine["step"] = n
-        if kind.counted and not kind.plain:
+        if counted and not kind.plain:
             there = [d if kind.beside(groups[p.row]) else None for d, p in zip(devices, parts, strict=True)]
             self._counts = [_array(numbers) for numbers, _ in self._share(held, "step", steps, there)]
         for name in dict.fromkeys(n for p in parts for n in p.narrow):
@@ -68,7 +73,6 @@ class Held:
         for narrow, wide in chain.from_iterable(p.rounded for p in parts):
             self._watch(narrow)
             self._numbers.append((_array(narrow), _array(wide)))
-        steps = steps or [int(b) for b in began]
         self.clock = np.array([max(steps, default=0), 0, *steps], np.int64)
         self._dicts, self._held = list(dict.values(state)), held
         self._owned = self._found()

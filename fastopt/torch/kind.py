@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
 
@@ -16,6 +16,7 @@ from fastopt.lower import lower
 from fastopt.lowered import Lowered
 from fastopt.schema import MATRIX, Hyper, Rule
 from fastopt.storage import Storage
+from fastopt.torch import stored, where
 
 TORCH, DENSE = -2, -1  # ways to step a parameter; any other is by rows: over how many axes a gradient's indices go
 
@@ -86,12 +87,13 @@ class Rows:
         self._read = [kind.reader(rule) for rule in self.rules]
         self._kind, self._of, self.names, self.version = kind, of, names, 0
         self._schemas: list[dict[str, Hyper]] = [{**r.schema, MAXIMIZE.name: MAXIMIZE} for r in self.rules]
+        self._storages = self._stored(groups)
         self.values = [read(g) for read, g in zip(self._read, groups, strict=True)]
         self._switches = [self._truths(row, v) for row, v in enumerate(self.values)]
 
     def update(self, groups: Sequence[Mapping[str, Any]]) -> bool:
         """Take over changed values; False, and nothing taken, if they ask for other kernels or other state."""
-        if [self._kind.rule(g) for g in groups] != self.rules:
+        if [self._kind.rule(g) for g in groups] != self.rules or self._stored(groups) != self._storages:
             return False
         values = [read(g) for read, g in zip(self._read, groups, strict=True)]
         if [self._truths(row, v) for row, v in enumerate(values)] != self._switches:
@@ -109,16 +111,22 @@ class Rows:
         assert view is not None
         return lower(view, self._chosen(row, dimensions))
 
-    def stored(self, lowered: Lowered, row: int, array: np.ndarray) -> Lowered:
-        """The rule of a parameter in 16 bits: torch's states are as narrow, and all is rounded to nearest.
+    def _stored(self, groups: Sequence[Mapping[str, Any]]) -> list[Storage | None]:
+        return [stored.of(g, self._kind.state, rule.name) for g, rule in zip(groups, self.rules, strict=True)]
 
-        Without a class in torch, states are float32, and parameters are rounded by chance, as by `Optimizer`.
+    def stored(self, lowered: Lowered, row: int, p: torch.Tensor, array: np.ndarray) -> Lowered:
+        """The rule of parameter `p`, whose memory is `array`, as its group says that states are stored.
+
+        Where it says nothing, those of a parameter in 16 bits are as narrow as torch's, and all is rounded to nearest;
+        without a class in torch, they are float32, and the parameter is rounded by chance, as by `Optimizer`. Complex
+        parameters keep their states in full.
         """
-        own, rule = codecs.of(array.dtype), self.rules[row]
-        if not own.coded:
+        own, rule, said = codecs.of(array.dtype), self.rules[row], self._storages[row]
+        if p.is_complex() or (said is None and not own.coded):
             return lowered
         as_torch = Storage(named=dict.fromkeys(rule.state, own.name), stochastic=False)
-        return (as_torch if self._kind.torch else Storage()).applied(lowered, rule, array)
+        chosen = said or (as_torch if self._kind.torch else Storage())
+        return replace(chosen, by_rows=where.device(p) == where.HOST).applied(lowered, rule, array)
 
     def _chosen(self, row: int, dimensions: int) -> tuple[tuple[str, bool], ...]:
         matrix = tuple((n, dimensions == 2) for n in self.rules[row].switches if n == MATRIX)

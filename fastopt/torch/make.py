@@ -5,18 +5,15 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from itertools import chain
 from typing import Any
-
-import torch
 
 from fastopt.errors import ConfigError
 from fastopt.schema import REQUIRED, Rule
+from fastopt.torch import stored
 from fastopt.torch.averages import Averages
 from fastopt.torch.base import Fast
 from fastopt.torch.kind import Kind
 
-_WIDE = (torch.float32, torch.float64)
 _OPTIONS = ("foreach", "fused")  # torch chooses between loops by them; accepted, and without effect
 
 
@@ -31,8 +28,9 @@ class RuleOptimizer(Fast):
         bound.apply_defaults()
         values = dict(bound.arguments)
         self._check(values)
+        options = {n: values.pop(n) for n in stored.ARGUMENTS}
         del values["params"]
-        super().__init__(params, values)
+        super().__init__(params, values, **options)
 
     def _check(self, values: dict[str, Any]) -> None:
         name = type(self).__name__
@@ -44,17 +42,6 @@ class RuleOptimizer(Fast):
                     self.rule.schema[f"beta{k}"].check(beta, None, f"`{name}`")
             elif key in self.rule.schema:
                 self.rule.schema[key].check(value, None, f"`{name}`")
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but states in float64 or float32 stay so beside narrower parameters."""
-        super().load_state_dict(state_dict)
-        saved = chain.from_iterable(g["params"] for g in state_dict["param_groups"])
-        params = chain.from_iterable(g["params"] for g in self.param_groups)
-        for k, p in zip(saved, params, strict=True):
-            mine = dict.get(self.state, p, {})
-            for key, value in state_dict["state"].get(k, {}).items():
-                if isinstance(value, torch.Tensor) and value.dtype in _WIDE and mine[key].dtype != value.dtype:
-                    mine[key] = value.to(p.device, copy=True)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         if isinstance(param_group, dict):
@@ -112,4 +99,5 @@ def _signature(rule: Rule, betas: bool) -> inspect.Signature:
             found.append(inspect.Parameter(n, either, default=default))
     found.sort(key=lambda q: q.default is not q.empty)  # what must be given comes first
     more = [inspect.Parameter("maximize", keyword, default=False)]
-    return inspect.Signature([*found, *more, *(inspect.Parameter(o, keyword, default=None) for o in _OPTIONS)])
+    own = inspect.Signature([*found, *more, *(inspect.Parameter(o, keyword, default=None) for o in _OPTIONS)])
+    return stored.signature(own)

@@ -14,7 +14,7 @@ from fastopt import state as allocation
 from fastopt.errors import ConfigError
 from fastopt.lowered import Lowered
 from fastopt.statements import Level
-from fastopt.torch import tensors
+from fastopt.torch import stored, tensors
 from fastopt.torch.kind import DENSE, Kind, Rows
 
 
@@ -57,7 +57,7 @@ def part(p: torch.Tensor, rows: Rows, row: int, way: int) -> Part:
         memory = p.detach().new_empty(p.shape)
         array = tensors.view(memory, shaped=shaped)
     assert array is not None
-    return Part(p, row, rows.stored(lowered, row, array), memory, array)
+    return Part(p, row, rows.stored(lowered, row, p, array), memory, array)
 
 
 def _of_rows(p: torch.Tensor, lowered: Lowered, rows: Rows, row: int, axes: int) -> Part:
@@ -70,7 +70,7 @@ def _of_rows(p: torch.Tensor, lowered: Lowered, rows: Rows, row: int, axes: int)
     array = tensors.view(p, shaped=True)
     assert array is not None
     array = array.reshape((math.prod(p.shape[:axes]), math.prod(p.shape[axes:])))  # a row for each place that has one
-    return Part(p, row, rows.stored(lowered, row, array), p, array)
+    return Part(p, row, rows.stored(lowered, row, p, array), p, array)
 
 
 def adopt(mine: Part, kind: Kind, rows: Rows, held: dict[str, Any]) -> None:
@@ -83,20 +83,28 @@ def adopt(mine: Part, kind: Kind, rows: Rows, held: dict[str, Any]) -> None:
         if name in mine.narrow:
             held.setdefault(key, None)
             continue
+        what = f"state `{key}` of a parameter of shape {tuple(mine.tensor.shape)}"
         like = wide = _like(mine, name)
+        if name in mine.lowered.scales.values():
+            first = None if stored.begun(held, key) or not start(mine, rows, name) else _begin(mine, rows, name, like)
+            mine.state[name], mine.state[f"{name}_scale"] = stored.in_blocks(held, key, like, first, what)
+            continue
         if kind.torch is not None and dict(mine.lowered.levels).get(name) in (Level.ROW, Level.COLUMN):
             like = like.to(mine.memory.dtype)
-        if held.get(key) is None:
-            held[key] = _begin(mine, rows, name, like)
-        else:
-            what = f"state `{key}` of a parameter of shape {tuple(mine.tensor.shape)}"
-            held[key] = tensors.adopt(held[key], like, what)
-        kept = held[key].detach()
+        value = stored.numbers(held, key)
+        value = _begin(mine, rows, name, like) if value is None else tensors.adopt(value, like, what)
+        stored.put(held, key, value)
+        kept = value.detach()
         if kept.dtype != wide.dtype:
             mine.rounded.append((kept, wide.copy_(kept)))
             kept = wide
         mine.state[name] = tensors.view(kept, shaped=mine.memory.is_contiguous())
         assert mine.state[name] is not None
+    if how := mine.lowered.master:
+        what = f"state `{stored.MASTER}` of a parameter of shape {tuple(mine.tensor.shape)}"
+        mine.state[stored.MASTER] = stored.master(held, how, mine.memory.detach(), what)
+    elif stored.MASTER not in kind.state.values():
+        held.pop(stored.MASTER, None)  # of a checkpoint
 
 
 def _like(mine: Part, name: str) -> torch.Tensor:
@@ -105,8 +113,10 @@ def _like(mine: Part, name: str) -> torch.Tensor:
     assert found is not None
     dtype, shape = found
     if shape == mine.array.shape and name not in dict(mine.lowered.levels):
-        same = codecs.alike(dtype, mine.array.dtype)
-        return mine.memory.detach() if same else torch.empty_like(mine.memory.detach(), dtype=torch.float32)
+        memory, codec = mine.memory.detach(), dict(mine.lowered.stored).get(name)
+        narrow = codec or codecs.of(mine.array.dtype).coded
+        wanted = stored.DTYPES.get(codec or "", torch.float32) if narrow else memory.dtype
+        return memory if wanted == memory.dtype else torch.empty_like(memory, dtype=wanted)
     return mine.memory.detach().new_empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype)
 
 

@@ -27,16 +27,20 @@ KINDS = {
 _DISPATCH = getattr(torch.Tensor, "__torch_dispatch__", None)  # subclasses with another are no plain memory
 
 
-def ordinary(x: torch.Tensor) -> bool:
-    """Is it strided CPU or CUDA memory of a dtype that kernels know, with its numbers as they stand there?"""
+def strided(x: torch.Tensor) -> bool:
+    """Is it strided CPU or CUDA memory, with its numbers as they stand there?"""
     return (
         getattr(type(x), "__torch_dispatch__", _DISPATCH) is _DISPATCH
         and x.device.type in ("cpu", "cuda")
         and x.layout is torch.strided
-        and x.dtype in KINDS
         and not x.is_conj()
         and not x.is_neg()
     )
+
+
+def ordinary(x: torch.Tensor) -> bool:
+    """Is it such memory, of a dtype that kernels know?"""
+    return x.dtype in KINDS and strided(x)
 
 
 def check_device(params: Sequence[torch.Tensor], name: str) -> None:
@@ -94,7 +98,7 @@ def adopt(value: torch.Tensor, like: torch.Tensor, what: str) -> torch.Tensor:
     if value.shape != like.shape:
         raise ConfigError(f"{what} has shape {tuple(value.shape)}; expected {tuple(like.shape)}.")
     placed = where.device(value) == where.device(like) and value.stride() == like.stride()
-    if placed and ordinary(value) and value.dtype == like.dtype:
+    if placed and strided(value) and value.dtype == like.dtype:
         return value
     value = value.detach() if value.layout is torch.strided else value.detach().to_dense()
     return torch.empty_like(like, requires_grad=False).copy_(value)
