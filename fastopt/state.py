@@ -72,7 +72,7 @@ def _kind(name: str, lowered: Lowered, param: Any) -> tuple[np.dtype, tuple[int,
     """The dtype and the shape of a parameter's state; None if it has no such state."""
     own = codecs.of(param.dtype)
     if name == "master" and lowered.master:
-        kind = {"float32": "float32", "split": "uint16", "kahan": own.name}[lowered.master]
+        kind = {"float32": "float32", "split": "int16", "kahan": own.name}[lowered.master]
         return codecs.array_dtype(kind), param.shape
     if name not in lowered.state and name not in lowered.scales:
         return None

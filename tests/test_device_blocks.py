@@ -23,11 +23,11 @@ pytestmark = needs_numba_cuda
 EIGHT = {"lr": 0.01, "memory": "8bit"}
 
 
-def large(dtype="f4"):
-    """Five chunks, the last one a part of a block; whole blocks; and one so small that it keeps its state in full."""
+def large(w="f4", x="f4", **small):
+    """Five chunks, the last one a part of a block; whole blocks; and, if asked for, what keeps its state in full."""
     rng = np.random.default_rng(4)
     shapes = {"w": (17, 269), "x": (16, 256), "b": (7,)}
-    return {k: rng.standard_normal(s).astype(dtype) for k, s in shapes.items()}
+    return {k: rng.standard_normal(shapes[k]).astype(d) for k, d in {"w": w, "x": x, **small}.items()}
 
 
 def steps(gpu, opt, twin, params, times=range(3), dtype="f4"):
@@ -46,7 +46,7 @@ def steps(gpu, opt, twin, params, times=range(3), dtype="f4"):
 
 
 def test_every_bit(gpu):
-    params = large()
+    params = large(b="f4")
     opt, twin, _ = pair(gpu, fo.adamw, params, **EIGHT)
     steps(gpu, opt, twin, params)
     same(opt, twin)
@@ -66,6 +66,19 @@ def test_checkpoints_go_there_and_back(gpu, tmp_path):
     steps(gpu, here, there_too, params, [3])
     same(here, there_too)
     assert isinstance(twin.state_dict()["state"]["m_scale"]["w"], np.ndarray) and set(numbers(away)) == set(params)
+
+
+def test_a_graph_rolls_new_dice(gpu):
+    params = large()
+    opt, twin, _ = pair(gpu, fo.adamw, params, **EIGHT)
+    g = grads_of(params, 0)
+    held = there(gpu, g)
+    opt.step(g), twin.step(held, stream=4)
+    with gpu.capture(4) as graph:
+        twin.step(held, stream=4)
+    for _ in range(2):
+        opt.step(g), graph.replay()
+    same(opt, twin)
 
 
 def test_chunks_grids_and_arrays_that_are_misaligned(monkeypatch):
@@ -102,11 +115,10 @@ def test_sums_wrappers_averages_and_rounding_to_nearest(gpu):
 
 
 def test_parameters_in_16_and_64_bits(gpu):
-    of = {"w": np.dtype(ml_dtypes.bfloat16), "x": np.dtype("f8"), "b": np.dtype("f4")}
-    params = {k: x.astype(of[k]) for k, x in large().items()}
-    options = {"momentum": 0.9, "master": "split", **EIGHT}
-    opt, twin, _ = pair(gpu, fo.sgd, params, **options)
-    steps(gpu, opt, twin, params, dtype=of["w"])
+    half = np.dtype(ml_dtypes.bfloat16)
+    params = large(half, "f8")
+    opt, twin, _ = pair(gpu, fo.sgd, params, momentum=0.9, master="split", **EIGHT)
+    steps(gpu, opt, twin, params, dtype=half)
     same(opt, twin)
 
 
@@ -116,7 +128,7 @@ def test_gradients_of_rows_are_refused(gpu):
     before = {n: x.tobytes() for n, x in numbers(twin.params).items()}
     rows = fo.rows(gpu.array(np.array([1, 4])), gpu.array(np.ones((2, 256), "f4")))
     with pytest.raises((fo.ConfigError, fo.DeviceError), match='in blocks of 8 bits; use state_dtype="bf16"'):
-        twin.step({"w": None, "x": rows, "b": None})
+        twin.step({"w": None, "x": rows})
     assert before == {n: x.tobytes() for n, x in numbers(twin.params).items()} and twin.t == 0
     low, of_p, of_g = lowered(fo.adagrad, F4, F4, "q8", {})
     with pytest.raises(fo.DeviceError, match="`adagrad` cannot take a gradient of rows on a GPU: its state"):

@@ -224,3 +224,13 @@ def test_two_halves_are_the_whole(numbers, low):
         near = upper.view(BF16).astype("f4")
         tie = (x.view(np.uint32) & 0xFFFF) == 0x8000
         assert np.array_equal(near[~tie], expected[~tie], equal_nan=True)
+
+
+def test_what_a_master_holds_is_no_other_kind_of_master():
+    saved = {kind: run(fo.adamw, 1, master=kind)[1].state_dict() for kind in ("split", "kahan")}
+    for kind, other in (("split", "kahan"), ("kahan", "split")):
+        opt = run(fo.adamw, 1, master=kind)[1]
+        before = snapshot(opt)
+        with pytest.raises(fo.CheckpointError, match="state `master` of"):
+            opt.load_state_dict(saved[other])
+        assert snapshot(opt) == before

@@ -43,8 +43,8 @@ def {name}(x, mine, key, i):
 _CHANCES = {"rounded": "chance_of(dice(key, i + np.uint64({k})))", "nearest": "half(np.uint32(0))"}
 
 _LOOK = """\
-if np.uint64({k}) < mine:
-    top, signs = max(top, size(x[{k}])), signs | minus(x[{k}])"""
+top = max(top, size(x[{k}]) if np.uint64({k}) < mine else np.uint32(0))
+signs |= minus(x[{k}]) if np.uint64({k}) < mine else np.uint32(0)"""
 
 
 def loop(it: Elements) -> str:
