@@ -49,6 +49,17 @@ class Posing(TorchDispatchMode):
         with _disable_current_modes():
             return x.detach().clone()
 
+    @property
+    def numpy(self):
+        """`torch.Tensor.numpy`, which is for numbers on the host."""
+        own = torch.Tensor.numpy
+
+        def numpy(x, **options):
+            assert self.device(x) == HOST, "a NumPy array of what is on a device"
+            return own(x, **options)
+
+        return numpy
+
     def raws(self):
         """The bytes of all of them."""
         for _, storage in self.storages.values():
@@ -112,6 +123,7 @@ def torch_on_fake(monkeypatch):
     posing.gpu = TorchDriver(posing)
     monkeypatch.setattr(where, "device", posing.device)
     monkeypatch.setattr(where, "host", posing.cpu)
+    monkeypatch.setattr(torch.Tensor, "numpy", posing.numpy)
     monkeypatch.setattr(where, "stream", lambda device: {0: lambda: 7, 1: lambda: 11}[device])
     monkeypatch.setattr(place, "PRECISE", True)
     driver.install(posing.gpu)
