@@ -347,6 +347,35 @@ def states_that_others_write(gpu):
     assert seen == ["pre", "post"] * 12
 
 
+def states_in_fewer_bits(gpu):
+    """8 bits, and the other half of a bfloat16: the same numbers as on the host, also after a checkpoint from there."""
+    for dtype, given in (
+        (torch.float32, {"memory": "8bit"}),
+        (torch.bfloat16, {"memory": "8bit", "master": "split", "rounding": "nearest"}),
+    ):
+        there, here = (weights(place, dtype, ((70, 60), (7,))) for place in (gpu.cuda, host))
+        opt, twin = (ft.AdamW(params, lr=0.01, **given) for params in (there, here))
+        train(opt, there, 3, gpu.cuda), train(twin, here, 3)
+        twin.load_state_dict({**opt.state_dict(), "state": moved(opt, gpu.cpu)})
+        again = ft.AdamW(there, lr=0.01, **given)
+        again.load_state_dict({**twin.state_dict(), "state": moved(twin, gpu.cuda)})
+        train(again, there, 2, gpu.cuda, start=4), train(twin, here, 2, start=4)
+        gpu.same(numbers(again), numbers(twin))
+        assert (
+            again.memory().state_bytes
+            == twin.memory().state_bytes
+            < 3.1 * 4207 + (2 * 4207 if "master" in given else 0)
+        )
+
+
+def moved(opt, there):
+    saved = opt.state_dict()["state"]
+    return {
+        k: {n: there(x) if isinstance(x, torch.Tensor) and n != "step" else x for n, x in mine.items()}
+        for k, mine in saved.items()
+    }
+
+
 OTHERS = (
     several_places,
     scaled_by_torch,
@@ -355,4 +384,5 @@ OTHERS = (
     what_kernels_lack,
     gradients_of_rows,
     states_that_others_write,
+    states_in_fewer_bits,
 )
