@@ -225,6 +225,30 @@ def test_what_is_refused_changes_nothing():
         opt.step()
 
 
+def test_gradients_of_rows_in_8_bits():
+    """Of rows that are whole blocks: the bits of `Optimizer`. Others are refused before a state begins."""
+    table, narrow = torch.nn.Embedding(40, 256, sparse=True), torch.nn.Embedding(100, 64, sparse=True)
+    array = table.weight.detach().numpy().copy()
+    opt, ref = ft.Adagrad(table.parameters(), lr=0.05, memory="8bit"), fo.adagrad([array], lr=0.05, memory="8bit")
+    for t in range(3):
+        rng = torch.Generator().manual_seed(t)
+        opt.zero_grad()
+        table(torch.randint(40, (20,), generator=rng)).square().sum().backward()
+        g = table.weight.grad
+        ref.step([fo.rows(g._indices()[0].numpy(), g._values().numpy())])
+        opt.step()
+    assert array.tobytes() == table.weight.detach().numpy().tobytes()
+    opt, before = ft.Adagrad(narrow.parameters(), memory="8bit"), narrow.weight.detach().clone()
+    state = copy.deepcopy(opt.state_dict())
+    narrow(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(fo.ConfigError, match=r"rows of 64 numbers would share the blocks of 256.*torch.bfloat16"):
+        opt.step()
+    assert torch.equal(before, narrow.weight) and str(state) == str(opt.state_dict())
+    opt = ft.Adagrad([{"params": narrow.parameters(), "state_dtype": torch.bfloat16}], memory="8bit")
+    opt.step()
+    assert opt.state[narrow.weight]["sum"].dtype == torch.bfloat16
+
+
 def test_signature_and_table():
     ours, theirs = inspect.signature(ft.AdamW), inspect.signature(torch.optim.AdamW)
     assert list(ours.parameters)[: len(theirs.parameters)] == list(theirs.parameters)

@@ -11,6 +11,7 @@ import torch
 
 from fastopt import codecs
 from fastopt import state as allocation
+from fastopt.blocks import BLOCK
 from fastopt.errors import ConfigError
 from fastopt.lowered import Lowered
 from fastopt.statements import Level
@@ -70,7 +71,14 @@ def _of_rows(p: torch.Tensor, lowered: Lowered, rows: Rows, row: int, axes: int)
     array = tensors.view(p, shaped=True)
     assert array is not None
     array = array.reshape((math.prod(p.shape[:axes]), math.prod(p.shape[axes:])))  # a row for each place that has one
-    return Part(p, row, rows.stored(lowered, row, p, array), p, array)
+    lowered = rows.stored(lowered, row, p, array)
+    if lowered.scales and array.shape[1] % BLOCK:
+        raise ConfigError(
+            f"a parameter of shape {tuple(p.shape)} has a sparse gradient, and rows of {array.shape[1]} numbers would "
+            f"share the blocks of {BLOCK} that are its state in 8 bits; keep that in 16 bits, by a group of its own: "
+            "{'params': [...], 'state_dtype': torch.bfloat16}."
+        )
+    return Part(p, row, lowered, p, array)
 
 
 def adopt(mine: Part, kind: Kind, rows: Rows, held: dict[str, Any]) -> None:
