@@ -269,8 +269,23 @@ def averages(gpu):
     gpu.same(*result)
 
 
+def _backward(params):
+    for p in params:
+        p.grad = None
+    loss = sum((p**4).sum() for p in params)
+    loss.backward()
+    return loss
+
+
 def what_kernels_lack(gpu):
-    """Functions of matrices and torch's sparse gradients: torch's own step, or an error before anything changes."""
+    """L-BFGS, matrices, torch's sparse gradients: torch's own step there, or an error before anything changes."""
+    result = []
+    for lib, there in ((ft, gpu.cuda), (torch.optim, gpu.torchs)):
+        params = weights(there)
+        opt = lib.LBFGS(params, lr=0.1, max_iter=3)
+        opt.step(lambda params=params: _backward(params))
+        result.append(params)
+    gpu.close(*result)
     opt, params = made(ft, "Muon", gpu.cuda)
     ref, others = made(torch.optim, "Muon", gpu.torchs)
     train(opt, params, 2, gpu.cuda), train(ref, others, 2, gpu.torchs)

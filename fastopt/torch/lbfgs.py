@@ -15,7 +15,7 @@ from torch.optim.optimizer import _to_scalar
 
 from fastopt.errors import ConfigError
 from fastopt.targets.lbfgs import HISTORY, Tables, recursion
-from fastopt.torch import tensors
+from fastopt.torch import tensors, where
 from fastopt.torch.base import unhooked
 
 _REAL = {torch.float32: "f4", torch.float64: "f8", torch.complex64: "f4", torch.complex128: "f8"}
@@ -206,5 +206,5 @@ class LBFGS(torch.optim.LBFGS):
 def _alike(params: Sequence[torch.Tensor]) -> bool:
     """Do kernels know the vector that these make?"""
     return len({_REAL.get(p.dtype) for p in params}) == 1 and all(
-        p.dtype in _REAL and tensors.strided(p) for p in params
+        p.dtype in _REAL and where.device(p) == where.HOST and tensors.strided(p) for p in params
     )
