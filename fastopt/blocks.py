@@ -29,7 +29,7 @@ _ONE = np.float32(1).view(np.int32)
 
 def levels(n: int, most: int) -> np.ndarray:
     """f(n, q) for q = 0..most, as float32, which all of them are."""
-    s = np.float32(1) + np.arange(most + 1, dtype=np.float32) / np.float32(n)
+    s = (1 + np.arange(most + 1) * np.float64(np.float32(1 / n))).astype(np.float32)  # rounded as in kernels
     return (_ONE + n * (s.view(np.int32) - _ONE)).view(np.float32) - np.float32(1)
 
 

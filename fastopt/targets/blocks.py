@@ -22,7 +22,6 @@ _ONE, _FOUR = 0x3F800000, 0x40800000  # bits of 1 and 4
 _LOW3, _LOW4 = 2.0**-16, 2.0**-24  # of P(1) in a signed and an unsigned block; those of its largest level are nearly 1
 _BITS3, _BITS4 = 0x37800000, 0x33800000
 _TOP3, _TOP4 = (float(levels(*kind)[-1]) * low for kind, low in ((SIGNED, _LOW3), (UNSIGNED, _LOW4)))
-_UP = 1 + 2.0**-22  # or rounding could leave the largest number just below its level, and chance the one below that
 
 
 @_inlined
@@ -49,7 +48,11 @@ def scale_of(top, signed):
 def meaning(scale):
     """What `decoded` has to know of a block of this scale, so that it needs no branch."""
     if scale < _F32(0):
+        # what is stored and decoded again and again must come to rest: the nearest quotient, though float32 does not
+        # have the divisor, _TOP4 - _LOW4
         unit = -scale / _F32(_TOP4)
+        rest = fma(unit, _F32(_LOW4), fma(unit, -_F32(_TOP4), -scale))  # type: ignore[call-arg]
+        unit = fma(rest, _F32(1 / _TOP4), unit)  # type: ignore[call-arg]
         return _U32(255), _F32(1 / 4), _U32(4), _U32(_BITS4 - 4 * _ONE & _ALL), unit, -_F32(_LOW4) * unit, _U32(0)
     unit = scale / _F32(_TOP3)
     return _U32(127), _F32(1 / 3), _U32(3), _U32(_BITS3 - 3 * _ONE & _ALL), unit, -_F32(_LOW3) * unit, _U32(_SIGN)
@@ -69,7 +72,7 @@ def decoded(code, meaning):
 @_inlined
 def to_signed(x, unit, chance):
     """The code of a number; `unit`: 1 by the size of the scale; `chance`: 1 more than the chance to go up."""
-    power = fma(_float(size(x)), unit * _F32(_TOP3 * _UP), _F32(_LOW3))  # type: ignore[call-arg]
+    power = fma(_float(size(x)), unit * _F32(_TOP3), _F32(_LOW3))  # type: ignore[call-arg]
     far = _F32(_I32(_U32(_bits(power) - _U32(_BITS3)))) * _F32(1 / 3)  # type: ignore[call-arg]
     q = fma(_float(_U32(_U32(_I32(far)) + _U32(_ONE))), _F32(3), _F32(-4))  # type: ignore[call-arg]
     n = _U32(min(_U32(_I32(q + chance)), _U32(127)))
@@ -78,7 +81,7 @@ def to_signed(x, unit, chance):
 
 @_inlined
 def to_unsigned(x, unit, chance):
-    power = fma(x, unit * _F32(_TOP4 * _UP), _F32(_LOW4))  # type: ignore[call-arg]
+    power = fma(x, unit * _F32(_TOP4), _F32(_LOW4))  # type: ignore[call-arg]
     q = _float(_U32(_U32(_bits(power) >> _U32(2)) + _U32(_FOUR - _BITS4 // 4)))  # type: ignore[call-arg]
     least = min(x * _F32(2.0**126), _F32(1))  # 1 if there is anything
     n = _U32(_I32(max(q + (chance - _F32(5)), least)))
