@@ -46,7 +46,7 @@ def decode(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 def write(codes: np.ndarray, scales: np.ndarray, values: np.ndarray) -> None:
     """Encode numbers, each to the nearest level, into C-contiguous codes."""
-    flat, given = codes.reshape(-1), values.reshape(-1)
+    flat, given = codes.reshape((codes.size,)), values.reshape(-1)
     for first in range(0, len(scales), _AT_ONCE):
         blocks = slice(first, first + _AT_ONCE)
         elements = slice(first * BLOCK, (first + _AT_ONCE) * BLOCK)
