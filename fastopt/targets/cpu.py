@@ -110,6 +110,7 @@ def source(
         + (
             "from fastopt.targets.blocks import decoded, meaning, round_block, store_block\n"
             "from fastopt.targets.intrinsics import widest\n"
+            "from fastopt.targets.touched import fetch\n"
             if lowered.scales
             else ""
         )

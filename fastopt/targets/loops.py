@@ -26,7 +26,8 @@ while first < hi:
 {done}"""
 
 # State in 8 bits is decoded where it is loaded; what replaces it waits in the task's room, as if that were an array of
-# float32 that begins at `first`, until its block is done and can be encoded. A chunk is a whole number of blocks.
+# float32 that begins at `first`, until its block is done and can be encoded. Memory, which would be idle meanwhile, is
+# asked for the next block. A chunk is a whole number of blocks.
 _BLOCKS = """\
 widest()
 {clear}
@@ -36,6 +37,7 @@ while first < hi:
 {before}
     for i in range(first, end):
 {loop}
+{fetches}
 {encode}
     first = end
 {done}"""
@@ -104,6 +106,7 @@ def elements(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
             clear=f"width = min(hi - lo, np.uint64({BLOCK}))\nclear(lanes[task], width)" if of_all else "",
             before=text.indent(before(lowered, q, "first"), 4),
             loop=text.indent(loop, 8),
+            fetches=text.indent([_fetch(lowered, b, of[b]) for b in lowered.buffers if b in used(lowered, q)], 4),
             encode=text.indent(encode(lowered, q, "first", "end"), 4),
             done="\n".join(done),
         )
@@ -119,6 +122,11 @@ def used(lowered: Lowered, q: Pass) -> set[str]:
     found = {b for _, b in q.loads} | {b for b, _ in q.stores}
     found |= {s for s, b in lowered.scales.items() if b in found}
     return found | {"master"} if lowered.master and "p" in found else found
+
+
+def _fetch(lowered: Lowered, buffer: str, codec: Codec) -> str:
+    start = f"addresses[segment, {lowered.buffers.index(buffer)}] + end * np.uint64({codec.itemsize})"
+    return f"fetch({start}, np.uint64({codec.itemsize * BLOCK}))"
 
 
 def blocked(lowered: Lowered, q: Pass) -> list[str]:
