@@ -14,6 +14,8 @@ from fastopt.statements import Level
 from fastopt.targets import loops, text
 from fastopt.work import CHUNK
 
+APART = 1024  # float32 numbers, a page, between what two tasks write: processors fetch lines beyond those they are asked for
+
 
 class Product(NamedTuple):
     """A function of matrices and what it is called with, a parameter after the other."""
@@ -79,7 +81,7 @@ def rooms(lowered: Lowered, n_tasks: int) -> dict[str, np.ndarray]:
     """ "rooms", what kernels of state in 8 bits take besides, and "room", the memory it holds addresses of."""
     if not lowered.scales:
         return {}
-    room = zeros(n_tasks * len(lowered.scales) * BLOCK, np.float32)
+    room = zeros(n_tasks * (len(lowered.scales) * BLOCK + APART), np.float32)
     starts = np.arange(n_tasks) * (room.nbytes // n_tasks) + room.ctypes.data
     return {"rooms": starts.astype(np.uint64), "room": room}
 

@@ -95,6 +95,7 @@ def source(
     names = kernel_names(lowered)
     passes = zip(names, lowered.passes[-len(names) :], strict=True)
     kernels = [_kernel(name, lowered, q, of, parallel) for name, q in passes]
+    fetching = "from fastopt.targets.touched import fetch\n" if "fetch" in text.words(kernels) else ""
     return _MODULE.format(
         title=f"{rule}: {dtype} parameters, {gradient} gradients, {'all threads' if parallel else 'one thread'}",
         columns=text.legend(lowered),
@@ -105,12 +106,11 @@ def source(
         sums="from fastopt.targets.sums import add_columns, clear, clear_part, drain, everywhere, gather, of_group\n"
         if lowered.slots
         else "",
-        rows="from fastopt.targets.touched import AHEAD, add, compose, fetch\n" if lowered.touched else "",
+        rows="from fastopt.targets.touched import AHEAD, add, compose, fetch\n" if lowered.touched else fetching,
         noise=("from fastopt.targets.noise import noise_key, normal\n" if lowered.noises else "")
         + (
             "from fastopt.targets.blocks import decoded, meaning, round_block, store_block\n"
             "from fastopt.targets.intrinsics import widest\n"
-            "from fastopt.targets.touched import fetch\n"
             if lowered.scales
             else ""
         )

@@ -9,7 +9,8 @@ from fastopt.passes import Number, Pass
 from fastopt.statements import Level
 from fastopt.targets import masters, text
 
-# running sums side by side in float64, 2 KiB: no addition waits for the one before it
+# Running sums side by side in float64, 2 KiB: no addition waits for the one before it. So many operations keep the
+# processor from looking far ahead: where a pass only reads, memory is asked for the next block.
 
 _PLAIN = """\
 for i in range(lo, hi):
@@ -20,6 +21,7 @@ width = min(hi - lo, np.uint64({block}))
 clear(lanes[task], width)
 first = lo
 while first < hi:
+{fetches}
     for i in range(first, min(first + width, hi)):
 {loop}
     first += width
@@ -106,12 +108,17 @@ def elements(lowered: Lowered, q: Pass, of: dict[str, Codec]) -> list[str]:
             clear=f"width = min(hi - lo, np.uint64({BLOCK}))\nclear(lanes[task], width)" if of_all else "",
             before=text.indent(before(lowered, q, "first"), 4),
             loop=text.indent(loop, 8),
-            fetches=text.indent([_fetch(lowered, b, of[b]) for b in lowered.buffers if b in used(lowered, q)], 4),
+            fetches=text.indent(_fetches(lowered, q, of, "end"), 4),
             encode=text.indent(encode(lowered, q, "first", "end"), 4),
             done="\n".join(done),
         )
     elif of_all:
-        frame = _SUMS.format(block=BLOCK, loop=text.indent(loop, 8), done="\n".join(done))
+        frame = _SUMS.format(
+            block=BLOCK,
+            fetches="" if q.stores else text.indent(_fetches(lowered, q, of, "first + width"), 4),
+            loop=text.indent(loop, 8),
+            done="\n".join(done),
+        )
     else:
         frame = _PLAIN.format(loop=text.indent(loop, 4)) if loop else ""
     return [*unpack, *(line for line in frame.splitlines() if line.strip())]
@@ -124,9 +131,10 @@ def used(lowered: Lowered, q: Pass) -> set[str]:
     return found | {"master"} if lowered.master and "p" in found else found
 
 
-def _fetch(lowered: Lowered, buffer: str, codec: Codec) -> str:
-    start = f"addresses[segment, {lowered.buffers.index(buffer)}] + end * np.uint64({codec.itemsize})"
-    return f"fetch({start}, np.uint64({codec.itemsize * BLOCK}))"
+def _fetches(lowered: Lowered, q: Pass, of: dict[str, Codec], start: str) -> list[str]:
+    """Lines that ask for the elements of a block."""
+    wanted = [(k, of[b].itemsize) for k, b in enumerate(lowered.buffers) if b in used(lowered, q)]
+    return [f"fetch(addresses[segment, {k}] + ({start}) * np.uint64({n}), np.uint64({n * BLOCK}))" for k, n in wanted]
 
 
 def blocked(lowered: Lowered, q: Pass) -> list[str]:
