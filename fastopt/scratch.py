@@ -14,7 +14,7 @@ from fastopt.statements import Level
 from fastopt.targets import loops, text
 from fastopt.work import CHUNK
 
-APART = 1024  # float32 numbers, a page, between what two tasks write: processors fetch lines beyond those they are asked for
+APART = 1024  # float32 numbers, a page, between what two tasks write: processors fetch more than they are asked for
 
 
 class Product(NamedTuple):
