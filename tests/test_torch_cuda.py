@@ -12,7 +12,7 @@ import fastopt.torch as ft
 
 pytestmark = needs_numba_cuda
 # one of each kind: no `step`, numbers as state, rows and columns, a rule without a twin; test_cuda has all kernels
-NAMES = ["SGD", "AdamW", "NAdam", "ASGD", "Adafactor", "LAMB"]
+NAMES = ["SGD", "AdamW", "NAdam", "Adafactor", "LAMB"]
 
 
 @pytest.fixture
