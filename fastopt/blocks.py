@@ -11,6 +11,7 @@ block 32 levels halve the largest, 16 each the next three times, then 8 each thr
 block 32 each the first four times, then 16 each four times. The smallest level is 1.4e-5, or 6e-8, of the largest.
 Such a map costs a few operations on integers, and is straight from one level to the next, so that a number rounded by
 chance is right on average.
+
 A kernel takes -0, too, for a number below 0. So second moments get a map of their own without anybody saying which
 state is one. A number above 0 in such a block is never stored as 0, since rules divide by it. The steps between levels
 grow with the number, as those of the dynamic map of Dettmers et al. 2022 (arXiv:2110.02861) do. A block that holds a

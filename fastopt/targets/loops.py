@@ -132,8 +132,9 @@ def used(lowered: Lowered, q: Pass) -> set[str]:
 
 
 def _fetches(lowered: Lowered, q: Pass, of: dict[str, Codec], start: str) -> list[str]:
-    """Lines that ask for the elements of a block."""
-    wanted = [(k, of[b].itemsize) for k, b in enumerate(lowered.buffers) if b in used(lowered, q)]
+    """Lines that ask for the elements of a block; of scales, a number each, the processor knows what comes next."""
+    elements = used(lowered, q) - {*lowered.scales}
+    wanted = [(k, of[b].itemsize) for k, b in enumerate(lowered.buffers) if b in elements]
     return [f"fetch(addresses[segment, {k}] + ({start}) * np.uint64({n}), np.uint64({n * BLOCK}))" for k, n in wanted]
 
 
