@@ -17,6 +17,7 @@ from fastopt.launch import Segment
 from fastopt.lowered import Lowered
 from fastopt.params import ALIGN, zeros
 from fastopt.statements import Level
+from fastopt.targets import masters
 
 FORMAT = 1
 ROW_STEPS = "row_steps"  # int64 (n_rows,): the steps of each row, where rows count their own
@@ -72,8 +73,7 @@ def _kind(name: str, lowered: Lowered, param: Any) -> tuple[np.dtype, tuple[int,
     """The dtype and the shape of a parameter's state; None if it has no such state."""
     own = codecs.of(param.dtype)
     if name == "master" and lowered.master:
-        kind = {"float32": "float32", "split": "int16", "kahan": own.name}[lowered.master]
-        return codecs.array_dtype(kind), param.shape
+        return codecs.array_dtype(masters.dtype(lowered.master, own)), param.shape
     if name not in lowered.state and name not in lowered.scales:
         return None
     wide = np.dtype(np.float64)

@@ -12,6 +12,11 @@ from fastopt.codecs import Codec
 KINDS = ("float32", "split", "kahan")
 
 
+def dtype(kind: str, own: Codec) -> str:
+    """That of `master` beside a parameter of this codec. int16: no code of a bfloat16, and torch can pickle it."""
+    return {"float32": "float32", "split": "int16", "kahan": own.name}[kind]
+
+
 def load(kind: str, of: Mapping[str, Codec], p: str = "p_at[i]", master: str = "master_at[i]") -> str:
     """The parameter as float32, of what the two arrays hold."""
     codec = of["p"]

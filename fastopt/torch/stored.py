@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from fastopt import blocks, memory, storage
+from fastopt import blocks, codecs, memory, storage
 from fastopt.errors import ConfigError
 from fastopt.storage import Storage
+from fastopt.targets import masters
 from fastopt.torch import tensors, where
 
 OPTIONS = ("state_dtype", "rounding", "master")  # keys of a group; with none of them states are as torch's
@@ -24,7 +25,6 @@ ARGUMENTS = (*OPTIONS, "memory")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HALVES = (torch.bfloat16, torch.float16)
 MASTER = "master"
-_MASTERS = {"float32": torch.float32, "split": torch.int16}  # torch does not pickle its uint16
 _CODES, _SCALES = "_q8", "_scale"
 
 
@@ -139,7 +139,8 @@ def _array(x: torch.Tensor) -> Any:
 
 def master(held: dict[str, Any], how: str, memory: torch.Tensor, what: str) -> Any:
     """What is known of a 16-bit parameter, which lies in `memory`, beyond its 16 bits."""
-    dtype, value = _MASTERS.get(how, memory.dtype), held.get(MASTER)
+    own, value = codecs.of(tensors.KINDS[memory.dtype]), held.get(MASTER)
+    dtype = getattr(torch, masters.dtype(how, own))
     if value is None:
         value = memory.float() if how == "float32" else torch.zeros_like(memory, dtype=dtype)
     elif value.dtype != dtype:
